@@ -1,0 +1,33 @@
+"""How every command of this project ends: exit code 0 done, 1 failed, 2 called wrongly.
+
+A command raises `UsageError` (the caller can fix the call) or `Failure` (the call was right, the work went wrong);
+`run_command` prints the message without a traceback. Anything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+
+class UsageError(Exception):
+    """The command was called with something it cannot accept; the message says what is allowed. Exit code 2."""
+
+
+class Failure(Exception):  # noqa: N818 - reads as the field's word, "a failure"
+    """The command was called rightly and its work failed; the message says why and what to do next. Exit code 1."""
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Run `main` and leave the process with 0, 1 (`Failure`), 2 (`UsageError`) or 130 (interrupted)."""
+    try:
+        main()
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Failure as error:
+        print(f"failed: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

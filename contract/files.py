@@ -1,0 +1,91 @@
+"""Files that are either whole or absent: written under a temporary name, then renamed. And their hashes."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from contract.command import Failure, UsageError
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Replace `path` by `data` in one rename; a reader sees the old file or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any, *, mode: int = 0o644) -> None:
+    """`write_bytes` of indented JSON. NaN and infinities are refused (ValueError): they are not JSON."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_bytes(path, text.encode(), mode=mode)
+
+
+def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
+    """`write_bytes` of one JSON value a line."""
+    lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    write_bytes(path, "".join(lines).encode())
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in `path`; a missing or broken file is a `UsageError` that names it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {path} as JSON: {error}") from error
+
+
+def read_json_lines(path: Path) -> Iterator[Any]:
+    """The JSON values of `path`, one a line; a missing file or broken line is a `UsageError` that names it."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    yield json.loads(line)
+                except ValueError as error:
+                    raise UsageError(f"{path} line {number} is not JSON: {error}") from error
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error}") from error
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill that becomes `path` by one rename when the block ends well, and vanishes when it does not.
+
+    Raises `UsageError` when `path` exists already: nothing is ever overwritten.
+    """
+    if path.exists() or path.is_symlink():
+        raise UsageError(f"the output {path} exists already; name another one, or remove it first")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make the folder {path.parent}: {error}") from error
+    partial = path.with_name(f".{path.name}.partial-{uuid.uuid4().hex[:8]}")
+    partial.mkdir()
+    try:
+        yield partial
+        partial.rename(path)
+    except OSError as error:
+        raise Failure(f"cannot write {path}: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

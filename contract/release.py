@@ -1,0 +1,83 @@
+"""A release: one tokenizer version and one engine version that belong together, as a folder.
+
+    RELEASE/manifest.json                            this module's `Manifest`
+    RELEASE/labels.txt                               one label a line, in the order of the logits
+    RELEASE/bert_tokenizer/{model.py, tokenizer.json, release.json}
+    RELEASE/bert_engine/{model.py, model.onnx}
+
+`builders` write it, `serving` publishes it. Its id is derived from the hashes of its files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from contract.command import UsageError
+from contract.files import read_json, sha256_of, write_json
+
+MANIFEST_FILE = "manifest.json"
+LABELS_FILE = "labels.txt"
+RELEASE_FILE = "release.json"  # beside the tokenizer: {"release": id}, what the served answer carries
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a release is made of and what was proved about it."""
+
+    release: str
+    """Id: a name and the first 12 hex digits of the hash over `files`."""
+    labels: list[str]
+    """Label names in the order of the logits."""
+    engine: str
+    """Runtime and precision, as `onnxruntime fp32`."""
+    max_length: int
+    """Tokens the model reads of one text; longer ones are truncated and flagged."""
+    checkpoint_sha256: str
+    """Of the merged checkpoint's model.safetensors."""
+    parity: dict[str, Any]
+    """How the engine was proved equal to the checkpoint: shapes tried, the largest logit difference, the bound."""
+    versions: dict[str, str]
+    """Library versions at build time."""
+    files: dict[str, str]
+    """sha256 of every file of the release but this manifest, by path."""
+    schema: int = SCHEMA
+
+    def write(self, folder: Path) -> None:
+        """Write `folder`/manifest.json."""
+        write_json(folder / MANIFEST_FILE, dataclasses.asdict(self))
+
+
+def hash_files(folder: Path) -> dict[str, str]:
+    """sha256 of every file below `folder`, by path relative to it, the manifest left out."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    hashes = {path.relative_to(folder).as_posix(): sha256_of(path) for path in paths}
+    hashes.pop(MANIFEST_FILE, None)
+    return hashes
+
+
+def release_id(name: str, artefacts: dict[str, str]) -> str:
+    """`name` and the first 12 hex digits of the hash over `artefacts` (path -> sha256)."""
+    lines = "".join(f"{digest}  {path}\n" for path, digest in sorted(artefacts.items()))
+    return f"{name}-{hashlib.sha256(lines.encode()).hexdigest()[:12]}"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a release folder, every file checked against its hash.
+
+    Raises `UsageError` for a folder that is no release, has another schema, or holds changed, missing or extra files.
+    """
+    value = read_json(folder / MANIFEST_FILE)
+    names = {field.name for field in dataclasses.fields(Manifest)}
+    if not isinstance(value, dict) or set(value) != names or value["schema"] != SCHEMA:
+        raise UsageError(f"{folder / MANIFEST_FILE} is not a release manifest of schema {SCHEMA}; build the release again")
+    manifest = Manifest(**value)
+    found = hash_files(folder)
+    different = sorted(path for path in set(found) | set(manifest.files) if found.get(path) != manifest.files.get(path))
+    if different:
+        raise UsageError(f"the release {folder} was changed after it was built: {', '.join(different)}; build it again")
+    return manifest

@@ -1,0 +1,105 @@
+"""Encoded texts, and batches of them: bucketed by length under a token budget, so that little is padding.
+
+Shapes: B batch, T tokens.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from tqdm import tqdm
+
+_ENCODE_CHUNK = 512
+_SORT_WINDOW = 64  # batches whose texts are sorted together: long enough for little padding, short enough to stay random
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of some texts and, where they are labelled, their classes."""
+
+    ids: list[list[int]]
+    labels: list[int]
+    truncated: list[bool]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each text, special tokens included."""
+        return [len(row) for row in self.ids]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one forward pass. `attention_mask` is None when no row is padded."""
+
+    input_ids: Tensor  # [B, T] int64
+    attention_mask: Tensor | None  # [B, T] int64
+    labels: Tensor  # [B] int64
+    rows: list[int]
+    """Where the rows stand in the `Encoded` they come from."""
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on `device`."""
+        mask = None if self.attention_mask is None else self.attention_mask.to(device)
+        return Batch(self.input_ids.to(device), mask, self.labels.to(device), self.rows)
+
+
+def encode(tokenizer: Tokenizer, texts: Sequence[str], labels: Sequence[int], *, progress: str = "") -> Encoded:
+    """Tokenize `texts`; `progress` names a progress bar, "" shows none."""
+    ids: list[list[int]] = []
+    truncated: list[bool] = []
+    starts = range(0, len(texts), _ENCODE_CHUNK)
+    for start in tqdm(starts, desc=progress, unit="chunks", disable=not progress, mininterval=0.5):
+        for encoding in tokenizer.encode_batch(list(texts[start : start + _ENCODE_CHUNK])):
+            ids.append(encoding.ids)
+            truncated.append(bool(encoding.overflowing))
+    return Encoded(ids, list(labels), truncated)
+
+
+def plan_batches(lengths: Sequence[int], *, tokens_per_batch: int, shuffle_seed: int | None) -> list[list[int]]:
+    """Row numbers of each batch: rows x longest row <= `tokens_per_batch`, every row exactly once.
+
+    With a seed the order is random and lengths are sorted only within windows of batches; None sorts everything, which
+    pads least and suits evaluation. A text longer than the budget gets a batch of its own.
+    """
+    order = list(range(len(lengths)))
+    if shuffle_seed is None:
+        return _cut(sorted(order, key=lengths.__getitem__), lengths, tokens_per_batch)
+    generator = random.Random(shuffle_seed)
+    generator.shuffle(order)
+    mean = max(1, sum(lengths) // max(1, len(lengths)))
+    window = max(1, tokens_per_batch // mean) * _SORT_WINDOW
+    batches: list[list[int]] = []
+    for start in range(0, len(order), window):
+        batches += _cut(sorted(order[start : start + window], key=lengths.__getitem__), lengths, tokens_per_batch)
+    generator.shuffle(batches)
+    return batches
+
+
+def _cut(order: Iterable[int], lengths: Sequence[int], tokens_per_batch: int) -> list[list[int]]:
+    """Cut rows, sorted by rising length, into batches within the budget."""
+    batches: list[list[int]] = []
+    for row in order:
+        if batches and (len(batches[-1]) + 1) * lengths[row] <= tokens_per_batch:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches
+
+
+def collate(encoded: Encoded, rows: list[int], *, pad_token_id: int) -> Batch:
+    """The rows padded on the right to their longest."""
+    longest = max(len(encoded.ids[row]) for row in rows)
+    padded = [encoded.ids[row] + [pad_token_id] * (longest - len(encoded.ids[row])) for row in rows]
+    mask = [[1] * len(encoded.ids[row]) + [0] * (longest - len(encoded.ids[row])) for row in rows]
+    ragged = any(len(encoded.ids[row]) < longest for row in rows)
+    return Batch(
+        torch.tensor(padded),
+        torch.tensor(mask) if ragged else None,
+        torch.tensor([encoded.labels[row] for row in rows]) if encoded.labels else torch.empty(0, dtype=torch.int64),
+        rows,
+    )

@@ -1,0 +1,251 @@
+"""BERT for sequence classification, from scratch, under Hugging Face's parameter names.
+
+Devlin et al. 2018 (https://arxiv.org/abs/1810.04805): embeddings, N post-norm transformer layers, a tanh pooler over
+the first token, a linear head. The names of the modules are the keys of Hugging Face checkpoints, so weights load by key.
+Not here: reading weights (`training.pretrained`), adapters (`training.lora`), the loss (`training.loop`).
+
+Shapes: B batch, T tokens, D hidden, H heads, K head size (D / H), F feed-forward, C classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class BertConfig:
+    """The part of Hugging Face's `config.json` that shapes the computation, under the same names."""
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    pad_token_id: int = 0
+    layer_norm_eps: float = 1e-12
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    initializer_range: float = 0.02
+    num_labels: int = 2
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size ({self.hidden_size}) must be divisible by num_attention_heads ({self.num_attention_heads})"
+            )
+        if not 0 <= self.pad_token_id < self.vocab_size:
+            raise ValueError(f"pad_token_id ({self.pad_token_id}) must be within the vocabulary of {self.vocab_size}")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], **overrides: Any) -> BertConfig:
+        """From the content of a `config.json`. Raises ValueError for a model that this code would compute wrongly."""
+        expected = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}
+        for key, wanted in expected.items():
+            if values.get(key, wanted) != wanted:
+                raise ValueError(f"{key} is {values[key]!r}; only {wanted!r} is supported")
+        if values.get("is_decoder"):
+            raise ValueError("is_decoder is true; only encoders are supported")
+        names = {field.name for field in dataclasses.fields(cls)}
+        known = {key: value for key, value in values.items() if key in names and value is not None}
+        return cls(**(known | overrides))
+
+
+class BertEmbeddings(nn.Module):
+    """Word + token-type + position embeddings, then LayerNorm."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
+        """[B, T] ids -> [B, T, D]."""
+        positions = self.position_embeddings.weight[: input_ids.shape[1]]  # [T, D]: the slice, so any T works
+        types = self.token_type_embeddings.weight[0] if token_type_ids is None else self.token_type_embeddings(token_type_ids)
+        return self.dropout(self.LayerNorm(self.word_embeddings(input_ids) + types + positions))  # type: ignore[no-any-return]
+
+
+class BertSelfAttention(nn.Module):
+    """Multi-head attention: softmax(Q K^T / sqrt(K)) V."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.dropout_prob = config.attention_probs_dropout_prob
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        """[B, T, D] and an additive mask [B, 1, 1, T] -> [B, T, D]."""
+
+        def heads(x: Tensor) -> Tensor:
+            return x.view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)  # [B, T, D] -> [B, H, T, K]
+
+        context = F.scaled_dot_product_attention(
+            heads(self.query(hidden)),
+            heads(self.key(hidden)),
+            heads(self.value(hidden)),
+            attn_mask=mask,
+            dropout_p=self.dropout_prob if self.training else 0.0,
+        )  # [B, H, T, K]
+        return context.transpose(1, 2).flatten(2)  # [B, T, D]
+
+
+class BertResidual(nn.Module):
+    """LayerNorm(residual + dropout(dense(x))): how both halves of a layer end."""
+
+    def __init__(self, in_features: int, config: BertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(in_features, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        """[B, T, in] and [B, T, D] -> [B, T, D]."""
+        return self.LayerNorm(self.dropout(self.dense(x)) + residual)  # type: ignore[no-any-return]
+
+
+class BertAttention(nn.Module):
+    """Self-attention and its residual."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.self = BertSelfAttention(config)
+        self.output = BertResidual(config.hidden_size, config)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        return self.output(self.self(hidden, mask), hidden)  # type: ignore[no-any-return]
+
+
+class BertIntermediate(nn.Module):
+    """The widening half of the feed-forward: exact (erf) GELU of a linear map."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, F]."""
+        return F.gelu(self.dense(hidden))
+
+
+class BertLayer(nn.Module):
+    """Attention, then feed-forward, each with its residual."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.attention = BertAttention(config)
+        self.intermediate = BertIntermediate(config)
+        self.output = BertResidual(config.intermediate_size, config)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        hidden = self.attention(hidden, mask)
+        return self.output(self.intermediate(hidden), hidden)  # type: ignore[no-any-return]
+
+
+class BertEncoder(nn.Module):
+    """The stack of layers; `layer.0` is the one next to the input."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
+
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        for layer in self.layer:
+            hidden = layer(hidden, mask)
+        return hidden
+
+
+class BertPooler(nn.Module):
+    """tanh of a linear map of the first token."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[B, T, D] -> [B, D]."""
+        return torch.tanh(self.dense(hidden[:, 0]))
+
+
+class BertModel(nn.Module):
+    """Embeddings, encoder, pooler."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.embeddings = BertEmbeddings(config)
+        self.encoder = BertEncoder(config)
+        self.pooler = BertPooler(config)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None) -> Tensor:
+        """[B, T] -> pooled [B, D]."""
+        hidden = self.embeddings(input_ids, token_type_ids)
+        return self.pooler(self.encoder(hidden, additive_mask(attention_mask, hidden)))  # type: ignore[no-any-return]
+
+
+class BertForSequenceClassification(nn.Module):
+    """BERT with a linear head over the pooled first token. New weights are drawn as in BERT: normal, std 0.02."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.bert = BertModel(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.apply(self._init_weights)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            nn.init.zeros_(module.weight[module.padding_idx])
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None) -> Tensor:
+        """Logits of a batch.
+
+        Args:
+            input_ids: int32 or int64 [B, T], 1 <= T <= `max_position_embeddings`.
+            attention_mask: [B, T], non-zero where there is a token; None when nothing is padded.
+            token_type_ids: [B, T]; None means type 0 everywhere, as in single-text classification.
+
+        Returns:
+            [B, C].
+
+        Raises:
+            ValueError: T is out of range.
+        """
+        tokens = input_ids.shape[1]
+        if not 1 <= tokens <= self.config.max_position_embeddings:
+            raise ValueError(f"{tokens} tokens; this model reads 1 to {self.config.max_position_embeddings}")
+        return self.classifier(self.dropout(self.bert(input_ids, attention_mask, token_type_ids)))  # type: ignore[no-any-return]
+
+
+def additive_mask(attention_mask: Tensor | None, hidden: Tensor) -> Tensor | None:
+    """[B, T] of ones and zeros -> [B, 1, 1, T] of 0 and the lowest finite number; None stays None.
+
+    Finite, because a row whose every token is padding would turn into NaN under -inf. In the dtype that attention
+    computes in: under autocast that is the autocast type, not the type of `hidden`.
+    """
+    if attention_mask is None:
+        return None
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    padding = attention_mask[:, None, None, :] == 0
+    return torch.zeros(padding.shape, dtype=dtype, device=hidden.device).masked_fill(padding, torch.finfo(dtype).min)
