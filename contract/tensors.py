@@ -25,9 +25,6 @@ MAX_BATCH_SIZE = 64
 MAX_TEXT_BYTES = 131_072
 """Bytes of UTF-8 in one text. BERT reads at most a few thousand characters; tokenizing more only costs time."""
 
-MAX_QUEUE_DELAY_US = 500
-"""How long the batcher may hold a request back to find company for it."""
-
 MAX_QUEUE_SIZE = 512
 """Requests waiting at one step; one more is answered at once with UNAVAILABLE, "Exceeds maximum queue size"."""
 

@@ -1,0 +1,160 @@
+"""The `config.pbtxt` of each model, rendered through Triton's own protobuf class from what `contract` says.
+
+    python -m builders.model_config model_repository      renders the committed files again
+
+`bert_engine` has one config per kind of hardware: TensorRT in `config.pbtxt`, the CPU engine in `configs/cpu.pbtxt`
+(`tritonserver --model-config-name=cpu`; models without such a file fall back to `config.pbtxt`). Nothing here depends on a
+trained model: the number of classes is -1, versions and labels belong to the deployment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from google.protobuf import json_format, text_format
+from tritonclient.grpc import model_config_pb2
+
+from contract.command import run_command
+from contract.files import write_bytes
+from contract.tensors import (
+    ATTENTION_MASK,
+    BUCKET_LENGTHS,
+    CLASSIFIER,
+    ENGINE,
+    INPUT_IDS,
+    LOGITS,
+    MAX_BATCH_SIZE,
+    MAX_QUEUE_SIZE,
+    MAX_TEXT_BYTES,
+    RELEASE,
+    TEXT,
+    TOKENIZER,
+    TRUNCATED,
+)
+
+_FIRST_VERSION = 1
+
+_TEXT = {"name": TEXT, "data_type": "TYPE_STRING", "dims": [1]}
+_IDS = {"name": INPUT_IDS, "data_type": "TYPE_INT32", "dims": [-1]}
+_MASK = {"name": ATTENTION_MASK, "data_type": "TYPE_INT32", "dims": [-1]}
+_TRUNCATED = {"name": TRUNCATED, "data_type": "TYPE_BOOL", "dims": [1]}
+_RELEASE = {"name": RELEASE, "data_type": "TYPE_STRING", "dims": [1]}
+_LOGITS = {"name": LOGITS, "data_type": "TYPE_FP32", "dims": [-1]}
+
+# A full queue answers at once, with UNAVAILABLE, instead of letting every caller wait. No queue delay: while the engine is
+# busy the next batch fills by itself, and an idle engine should not wait for company.
+_STEP = {
+    "max_batch_size": MAX_BATCH_SIZE,
+    "version_policy": {"specific": {"versions": [_FIRST_VERSION]}},
+    "dynamic_batching": {"default_queue_policy": {"max_queue_size": MAX_QUEUE_SIZE}},
+}
+
+
+def _parameters(**values: str) -> dict[str, Any]:
+    return {key: {"string_value": value} for key, value in values.items()}
+
+
+def tokenizer_config() -> dict[str, Any]:
+    """The python-backend tokenizer: texts in, padded token ids out."""
+    return {
+        "name": TOKENIZER,
+        "backend": "python",
+        **_STEP,
+        "input": [_TEXT],
+        "output": [_IDS, _MASK, _TRUNCATED, _RELEASE],
+        "instance_group": [{"count": 1, "kind": "KIND_CPU"}],
+        "parameters": _parameters(bucket_lengths=",".join(map(str, BUCKET_LENGTHS)), max_text_bytes=str(MAX_TEXT_BYTES)),
+    }
+
+
+def tensorrt_engine_config() -> dict[str, Any]:
+    """The TensorRT engine: `model.plan` on each GPU."""
+    return {
+        "name": ENGINE,
+        "platform": "tensorrt_plan",
+        **_STEP,
+        "input": [_IDS, _MASK],
+        "output": [_LOGITS],
+        "instance_group": [{"count": 1, "kind": "KIND_GPU"}],
+    }
+
+
+def cpu_engine_config() -> dict[str, Any]:
+    """The CPU engine: ONNX Runtime in the python backend, one instance over all cores.
+
+    Ragged inputs let requests of different lengths share one call: the engine groups their rows by length itself.
+    """
+    return {
+        "name": ENGINE,
+        "backend": "python",
+        **_STEP,
+        "input": [{**tensor, "allow_ragged_batch": True} for tensor in (_IDS, _MASK)],
+        "output": [_LOGITS],
+        "instance_group": [{"count": 1, "kind": "KIND_CPU"}],
+        "parameters": _parameters(threads="0"),
+    }
+
+
+def classifier_config() -> dict[str, Any]:
+    """The ensemble that clients call. Its pins and its labels file name the version that serves."""
+    return {
+        "name": CLASSIFIER,
+        "platform": "ensemble",
+        "max_batch_size": MAX_BATCH_SIZE,
+        "input": [_TEXT],
+        "output": [{**_LOGITS, "label_filename": f"labels-{_FIRST_VERSION}.txt"}, _TRUNCATED, _RELEASE],
+        "ensemble_scheduling": {
+            "step": [
+                {
+                    "model_name": TOKENIZER,
+                    "model_version": _FIRST_VERSION,
+                    "input_map": {TEXT: TEXT},
+                    "output_map": {name: name for name in (INPUT_IDS, ATTENTION_MASK, TRUNCATED, RELEASE)},
+                },
+                {
+                    "model_name": ENGINE,
+                    "model_version": _FIRST_VERSION,
+                    "input_map": {name: name for name in (INPUT_IDS, ATTENTION_MASK)},
+                    "output_map": {LOGITS: LOGITS},
+                },
+            ]
+        },
+    }
+
+
+CONFIGS = {
+    f"{TOKENIZER}/config.pbtxt": tokenizer_config,
+    f"{ENGINE}/config.pbtxt": tensorrt_engine_config,
+    f"{ENGINE}/configs/cpu.pbtxt": cpu_engine_config,
+    f"{CLASSIFIER}/config.pbtxt": classifier_config,
+}
+"""Where each config lies in a repository."""
+
+
+def render(config: dict[str, Any]) -> bytes:
+    """The text form of a config. Raises json_format.ParseError for a field that Triton does not have."""
+    message = json_format.ParseDict(config, model_config_pb2.ModelConfig())
+    return text_format.MessageToString(message).encode()
+
+
+def render_configs(repository: Path) -> None:
+    """Write every config into `repository`."""
+    for name, build in CONFIGS.items():
+        path = repository / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, render(build()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Render:
+    """Render the config.pbtxt files of a model repository."""
+
+    repository: Annotated[Path, tyro.conf.Positional]
+    """Folder to write them into."""
+
+
+if __name__ == "__main__":
+    run_command(lambda: render_configs(tyro.cli(Render, description=__doc__).repository))

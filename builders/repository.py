@@ -1,0 +1,62 @@
+"""Folders that `tritonserver` and `serving` read: a deployed repository, and a release to publish into it.
+
+The committed `model_repository/` is the source. A deployed repository starts with its configs alone; versions, pins and
+labels are put there by `serving.releases`, so the source stays clean.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from builders.model_config import render_configs
+from contract.files import new_folder, write_bytes, write_json
+from contract.release import LABELS_FILE, RELEASE_FILE, Manifest, hash_files, release_id
+from contract.tensors import CLASSIFIER, ENGINE, STEPS, TOKENIZER
+
+SOURCE = Path(__file__).resolve().parents[1] / "model_repository"
+VERSION = "1"
+
+
+def render_repository(target: Path) -> None:
+    """Write a deployed repository without any release. Raises UsageError when `target` exists."""
+    with new_folder(target) as folder:
+        render_configs(folder)
+        (folder / CLASSIFIER / VERSION).mkdir()
+        write_bytes(folder / CLASSIFIER / VERSION / ".gitkeep", b"")  # Triton loads no version from an absent folder
+
+
+def write_release(
+    target: Path,
+    *,
+    name: str,
+    tokenizer_json: bytes,
+    labels: list[str],
+    write_engine: Callable[[Path], dict[str, Any]],
+    **facts: Any,
+) -> Manifest:
+    """Write a release folder and return its manifest; `target` appears whole or not at all.
+
+    Args:
+        name: first part of the release id.
+        write_engine: writes the engine's files into the folder it is given and returns the parity that it measured;
+            what it raises stops the release.
+        **facts: the other fields of `contract.release.Manifest`.
+
+    Raises:
+        UsageError: `target` exists.
+    """
+    with new_folder(target) as folder:
+        for step in STEPS:
+            (folder / step).mkdir()
+            shutil.copyfile(SOURCE / step / VERSION / "model.py", folder / step / "model.py")
+        write_bytes(folder / TOKENIZER / "tokenizer.json", tokenizer_json)
+        write_bytes(folder / LABELS_FILE, "".join(f"{label}\n" for label in labels).encode())
+        parity = write_engine(folder / ENGINE)
+        release = release_id(name, hash_files(folder))
+        write_json(folder / TOKENIZER / RELEASE_FILE, {"release": release})
+        manifest = Manifest(release=release, labels=labels, parity=parity, files=hash_files(folder), **facts)
+        manifest.write(folder)
+    return manifest

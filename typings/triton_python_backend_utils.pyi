@@ -1,0 +1,29 @@
+"""What the python models use of Triton's python backend (the real module exists only inside its stub)."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+class Tensor:
+    def __init__(self, name: str, numpy_array: npt.NDArray[Any]) -> None: ...
+    def as_numpy(self) -> npt.NDArray[Any]: ...
+    def name(self) -> str: ...
+
+class TritonError:
+    INVALID_ARG: int
+    INTERNAL: int
+    def __init__(self, message: str, code: int = ...) -> None: ...
+
+class InferenceRequest: ...
+
+class InferenceResponse:
+    def __init__(self, output_tensors: list[Tensor] = ..., error: TritonError | None = ...) -> None: ...
+
+class Logger:
+    @staticmethod
+    def log_info(message: str) -> None: ...
+    @staticmethod
+    def log_error(message: str) -> None: ...
+
+def get_input_tensor_by_name(inference_request: InferenceRequest, name: str) -> Tensor: ...
