@@ -1,0 +1,1 @@
+"""Start a tritonserver over a deployed repository, and publish releases into it."""

@@ -1,0 +1,173 @@
+"""Serve a deployed repository with a real tritonserver, on this machine's loopback.
+
+    python -m serving
+    python -m serving --repository build/model_repository --grpc-port 0 --http-port 0 --metrics-port 0
+
+Starts the tritonserver on the PATH (NGC container), else the one of the PyPI wheel; prints where it listens once it has
+answered a real text; drains and leaves nothing behind on SIGTERM or Ctrl-C. Port 0 takes a free one.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Literal
+
+import tyro
+
+from clients import ClassifierError, connect
+from contract.command import Failure, UsageError, run_command
+from serving.launch import find_installation, server_arguments
+from serving.process import ServerProcess
+from serving.releases import DEFAULT_REPOSITORY, PROBE_TEXT
+from serving.repository import Repository
+from serving.state import ServerState, read_state, remove_state
+
+POLL_S = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serve:
+    """Serve a deployed repository with a real tritonserver."""
+
+    repository: Path = DEFAULT_REPOSITORY
+    """Deployed repository with a published release."""
+    engine: Literal["cpu", "tensorrt"] = "cpu"
+    """cpu: the configs/cpu.pbtxt of bert_engine. tensorrt: its config.pbtxt."""
+    address: str = "127.0.0.1"
+    """Address to listen on. The embedded server is for loopback only: put a proxy in front of it."""
+    grpc_port: int = 8001
+    """0 takes a free one."""
+    http_port: int = 8000
+    """0 takes a free one."""
+    metrics_port: int = 8002
+    """0 takes a free one."""
+    start_timeout_s: float = 120.0
+    """How long loading may take."""
+    log: Path | None = None
+    """The server's log; REPOSITORY.log when left out."""
+
+    def __post_init__(self) -> None:
+        for name in ("grpc_port", "http_port", "metrics_port"):
+            port = getattr(self, name)
+            if not 0 <= port <= 65535:
+                raise UsageError(f"--{name.replace('_', '-')} is {port}; it must be in 0 to 65535")
+        if not self.start_timeout_s > 0:
+            raise UsageError(f"--start-timeout-s is {self.start_timeout_s}; it must be above 0")
+
+
+def claim_ports(address: str, wanted: dict[str, int]) -> dict[str, int]:
+    """A port for each name, 0 replaced by a free one; all are held at once, so that no two are the same.
+
+    Raises:
+        Failure: a port is in use.
+    """
+    held: list[socket.socket] = []
+    ports: dict[str, int] = {}
+    try:
+        for name, port in wanted.items():
+            holder = socket.socket()
+            held.append(holder)
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                holder.bind((address, port))
+            except OSError as error:
+                raise Failure(
+                    f"--{name}-port {port} on {address}: {error.strerror}; choose another, or 0 for a free one"
+                ) from error
+            ports[name] = holder.getsockname()[1]
+    finally:
+        for holder in held:
+            holder.close()
+    return ports
+
+
+def wait_for_answer(server: ServerProcess, url: str, timeout_s: float) -> str:
+    """Wait until the classifier answers a text, not only until it says that it is ready; the release that answered.
+
+    Raises:
+        Failure: the server ended, or did not answer in time; with the cause out of its log.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        server.check_alive()
+        try:
+            with connect(url, timeout_s=timeout_s) as classifier:
+                classifier.check_ready()
+                return classifier.classify([PROBE_TEXT])[0].release
+        except ClassifierError as error:
+            if time.monotonic() > deadline:
+                raise Failure(f"no answer within {timeout_s:g} s ({error}); the log says:\n{server.cause()}") from error
+        time.sleep(POLL_S)
+
+
+def serve(options: Serve) -> None:
+    """Run the server until it is told to stop; see the module docstring."""
+    repository = Repository(options.repository)
+    repository.check()
+    if repository.pinned() is None:
+        raise UsageError(
+            f"no release is published in {options.repository}; python -m serving.releases publish RELEASE does that"
+        )
+    running = read_state(options.repository)
+    if running is not None:
+        raise UsageError(f"{options.repository} is served already, by process {running.pid} at {running.grpc_url}")
+    wanted = {"grpc": options.grpc_port, "http": options.http_port, "metrics": options.metrics_port}
+    ports = claim_ports(options.address, wanted)
+    state = ServerState(
+        pid=os.getpid(),
+        **{f"{name}_url": f"{options.address}:{port}" for name, port in ports.items()},
+        control_token=secrets.token_hex(16),
+    )
+    signal.signal(signal.SIGTERM, _interrupt)
+    with tempfile.TemporaryDirectory(prefix="triton-") as workspace:
+        _run(options, state, ports, Path(workspace))
+
+
+def _run(options: Serve, state: ServerState, ports: dict[str, int], workspace: Path) -> None:
+    log = options.log or options.repository.with_name(options.repository.name + ".log")
+    shm_prefix = f"bert_{os.getpid()}_"
+    arguments = server_arguments(
+        repository=options.repository.resolve(),
+        config_name="cpu" if options.engine == "cpu" else "",
+        address=options.address,
+        grpc_port=ports["grpc"],
+        http_port=ports["http"],
+        metrics_port=ports["metrics"],
+        token=state.control_token,
+        shm_prefix=shm_prefix,
+    )
+    started = time.perf_counter()
+    server = ServerProcess(find_installation(workspace), arguments, log=log, shm_prefix=shm_prefix)
+    try:
+        release = wait_for_answer(server, state.grpc_url, options.start_timeout_s)
+        state.write(options.repository)
+        print(f"{release} answers after {time.perf_counter() - started:.1f} s; log: {log}")
+        print(
+            f"gRPC {state.grpc_url}   HTTP {state.http_url}   metrics {state.metrics_url}/metrics   (Ctrl-C stops)", flush=True
+        )
+        while not server.wait(1.0):
+            pass
+        server.check_alive()
+    except KeyboardInterrupt:
+        print("draining and stopping", file=sys.stderr)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the clean-up short
+        remove_state(options.repository)
+        server.stop()
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    run_command(lambda: serve(tyro.cli(Serve, description=__doc__)))

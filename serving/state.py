@@ -1,0 +1,53 @@
+"""Where a running server listens and how its operator controls it: `.server.json` in the repository it serves.
+
+The file holds the token of the model-control API, so only its owner may read it. It is there exactly as long as the server.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from contract.files import read_json, write_json
+
+STATE_FILE = ".server.json"
+CONTROL_HEADER = "triton-control"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerState:
+    """One running server."""
+
+    pid: int
+    """Of the supervising `python -m serving`."""
+    grpc_url: str
+    http_url: str
+    metrics_url: str
+    control_token: str
+    """Value of the `triton-control` header, without which model control is refused."""
+
+    def write(self, repository: Path) -> None:
+        """Write the state file, readable by its owner alone."""
+        write_json(repository / STATE_FILE, dataclasses.asdict(self), mode=0o600)
+
+
+def read_state(repository: Path) -> ServerState | None:
+    """The server that serves `repository`; None when there is none, or its process is gone."""
+    path = repository / STATE_FILE
+    if not path.exists():
+        return None
+    state = ServerState(**read_json(path))
+    try:
+        os.kill(state.pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        return state  # another user's process: it runs
+    return state
+
+
+def remove_state(repository: Path) -> None:
+    """Forget the server."""
+    (repository / STATE_FILE).unlink(missing_ok=True)
