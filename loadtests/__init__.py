@@ -1,0 +1,1 @@
+"""Load tests and served-parity checks against a running classifier."""

@@ -1,0 +1,135 @@
+"""Locust users that classify real texts over gRPC or HTTP.
+
+    locust -f loadtests/locustfile.py GrpcUser --host 127.0.0.1:8001 --texts build/merged/heldout.jsonl \
+        --headless --users 8 --spawn-rate 8 --reset-stats --run-time 15s
+
+Closed loop: each user sends its next text when it has its answer, so the latencies hide queueing; read the throughput.
+"""
+
+# ruff: noqa: I001 - gRPC must be taught gevent before any channel exists, or every call blocks the whole process
+import grpc.experimental.gevent
+
+grpc.experimental.gevent.init_gevent()
+
+import itertools
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gevent
+from locust import User, constant, events, task
+from locust.argument_parser import LocustArgumentParser
+from locust.env import Environment
+
+from clients import Classifier, ClassifierError, Prediction, connect
+from clients.transport import ProtocolName
+from contract.command import UsageError
+from contract.files import write_json
+from loadtests.texts import read_texts
+
+
+@events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
+def add_arguments(parser: LocustArgumentParser) -> None:
+    """Add our options to Locust's own."""
+    parser.add_argument("--texts", default="build/merged/heldout.jsonl", help='JSON lines with a "text" each')
+    parser.add_argument("--texts-per-request", type=int, default=1, help="texts that travel in one request")
+    parser.add_argument("--summary", default="", help="JSON file to write when the test ends")
+
+
+@events.init.add_listener  # type: ignore[untyped-decorator]
+def load_texts(environment: Environment, **_: Any) -> None:
+    """Read the texts once for all users; a bad file or option ends the test before it begins."""
+    options = _options(environment)
+    try:
+        if options.texts_per_request < 1:
+            raise UsageError(f"--texts-per-request is {options.texts_per_request}; it must be at least 1")
+        ClassifierUser.texts = itertools.cycle(read_texts(Path(options.texts)))
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+@events.quitting.add_listener  # type: ignore[untyped-decorator]
+def write_summary(environment: Environment, **_: Any) -> None:
+    """Write what was measured, for a program to read."""
+    options, total = _options(environment), environment.stats.total
+    if not options.summary:
+        return
+    summary = {
+        "protocol": "grpc" if GrpcUser in environment.user_classes else "http",
+        "users": options.num_users,
+        "requests": total.num_requests,
+        "failures": total.num_failures,
+        "requests_per_s": total.total_rps,
+        "texts_per_s": total.total_rps * options.texts_per_request,
+        "p50_ms": total.get_response_time_percentile(0.5),
+        "p95_ms": total.get_response_time_percentile(0.95),
+        "p99_ms": total.get_response_time_percentile(0.99),
+        "errors": {f"{error.error}": error.occurrences for error in environment.stats.errors.values()},
+    }
+    write_json(Path(options.summary), summary)
+
+
+def _options(environment: Environment) -> Any:
+    if environment.parsed_options is None:
+        raise RuntimeError("this locustfile is for the locust command, which parses its options")
+    return environment.parsed_options
+
+
+class ClassifierUser(User):
+    """Owns the connection, the timing and the reporting; subclasses say over which protocol."""
+
+    abstract = True
+    wait_time = constant(0)
+    protocol: ClassVar[ProtocolName]
+    texts: ClassVar[Iterator[str]]
+    classifier: Classifier
+
+    def on_start(self) -> None:
+        """Open this user's own connection, so that no request is timed with it; without a server the test ends."""
+        self.classifier = connect(self.host or "", self.protocol)
+        try:
+            self.classifier.check_ready()
+        except ClassifierError as error:
+            print(f"failed: {type(error).__name__}: {error}", file=sys.stderr)
+            self.environment.process_exit_code = 1
+            if self.environment.runner is not None:
+                gevent.spawn(self.environment.runner.quit)  # not from here: it would wait for this very user
+
+    def on_stop(self) -> None:
+        """Close it."""
+        self.classifier.close()
+
+    @task
+    def classify(self) -> None:
+        """Classify the next texts and report how long it took, or how it failed."""
+        texts = list(itertools.islice(ClassifierUser.texts, _options(self.environment).texts_per_request))
+        failure: ClassifierError | None = None
+        predictions: list[Prediction] = []
+        started = time.perf_counter()
+        try:
+            predictions = self.classifier.classify(texts)
+        except ClassifierError as error:
+            failure = error
+        self.environment.events.request.fire(
+            request_type=self.protocol,
+            name="classify",
+            response_time=(time.perf_counter() - started) * 1000,
+            response_length=len(predictions),
+            exception=failure,
+            context={},
+        )
+
+
+class GrpcUser(ClassifierUser):
+    """--host is Triton's gRPC port, e.g. 127.0.0.1:8001."""
+
+    protocol = "grpc"
+
+
+class HttpUser(ClassifierUser):
+    """--host is Triton's HTTP port, e.g. 127.0.0.1:8000."""
+
+    protocol = "http"
