@@ -40,7 +40,7 @@ def _training_rows(run: dict[str, Any]) -> list[tuple[str, str]]:
         ("data", f"{run['data']['name']}, {len(run['data']['labels'])} classes: {parts}"),
         (
             "training",
-            f"{seconds:.0f} s at {best['samples_per_s']:.1f} texts/s; epoch {best['epoch']} of {len(run['epochs'])} kept",
+            f"{seconds:.0f} s, {best['samples_per_s']:.1f} texts/s; epoch {best['epoch']} of {len(run['epochs'])} kept",
         ),
         ("test accuracy", f"{test['accuracy']:.2%} (loss {test['loss']:.4f})"),
         ("test macro precision / recall / F1", f"{test['precision']:.2%} / {test['recall']:.2%} / {test['f1']:.2%}"),
