@@ -79,6 +79,7 @@ def claim_ports(address: str, wanted: dict[str, int]) -> dict[str, int]:
             holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 holder.bind((address, port))
+                holder.listen()  # a bound socket that does not listen would let another one bind as well
             except OSError as error:
                 raise Failure(
                     f"--{name}-port {port} on {address}: {error.strerror}; choose another, or 0 for a free one"

@@ -100,7 +100,7 @@ def _flip(state: ServerState, release: str) -> None:
         with connect(state.grpc_url) as classifier:
             answered = classifier.classify([PROBE_TEXT])[0].release
     except ClassifierError as error:
-        raise Failure(f"the new release does not answer: {error}") from error
+        raise Failure(f"{release} does not answer: {error}") from error
     if answered != release:
         raise Failure(f"after the flip {answered} answers, not {release}")
 
@@ -108,14 +108,16 @@ def _flip(state: ServerState, release: str) -> None:
 def _take_out(
     repository: Repository, version: int, previous: int | None, offered: list[int], state: ServerState | None
 ) -> None:
-    """Undo a publish: pins and offer as before, the version deleted, and the server told."""
+    """Undo a publish: pins as before and proved, then the version withdrawn from the steps and deleted."""
     if previous is not None:
         repository.pin(previous)
+        if state is not None:
+            _flip(state, repository.release(previous))
     repository.offer(offered)
     if state is not None and previous is not None:
         with ModelControl(state) as control:
-            for model in (CLASSIFIER, *STEPS):
-                control.load(model)
+            for step in STEPS:
+                control.load(step)
     repository.remove_version(version)
     print(f"took version {version} out again; {f'version {previous} serves on' if previous else 'nothing is published'}")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -118,7 +119,13 @@ class Repository:
     def _edit(self, path: Path, change: Callable[[Any], None]) -> None:
         config = self._read(path)
         change(config)
+        model = self.path / path.relative_to(self.path).parts[0]
+        newest = max(max(entry.stat().st_mtime_ns, entry.stat().st_ctime_ns) for entry in (model, *model.rglob("*")))
         write_bytes(path, text_format.MessageToString(config).encode())
+        # Triton does nothing, and says 200, unless a time stamp in the model's folder has grown. The file system's clock
+        # ticks in milliseconds, so two quick changes can bear the same time: make sure that this one is later.
+        stamp = max(time.time_ns(), newest + 1_000_000)
+        os.utime(path, ns=(stamp, stamp))
 
     @contextmanager
     def locked(self) -> Iterator[None]:

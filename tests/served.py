@@ -1,0 +1,64 @@
+"""Real servers for tests: `python -m serving` as a user starts it, on free ports, swept away at the end."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from builders.repository import render_repository
+from serving.releases import publish
+from serving.repository import Repository
+from serving.state import ServerState, read_state
+
+FREE_PORTS = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
+START_TIMEOUT_S = 60
+
+
+def deployed(folder: Path, *releases: Path) -> Repository:
+    """A repository in `folder` with these releases published into it, no server running."""
+    render_repository(folder / "model_repository")
+    repository = Repository(folder / "model_repository")
+    for release in releases:
+        publish(release, repository)
+    return repository
+
+
+def start(repository: Repository, *arguments: str) -> subprocess.Popen[str]:
+    """`python -m serving` over `repository`, with its output in pipes."""
+    command = [sys.executable, "-m", "serving", "--repository", str(repository.path), *FREE_PORTS, *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_until(condition: Callable[[], bool], *, seconds: float = 20) -> bool:
+    """Whether `condition` came true in time."""
+    deadline = time.monotonic() + seconds
+    while not (met := condition()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return met
+
+
+def wait_until_served(process: subprocess.Popen[str], repository: Repository) -> ServerState:
+    """The state of the server once it answers."""
+    wait_until(lambda: read_state(repository.path) is not None or process.poll() is not None, seconds=START_TIMEOUT_S)
+    state = read_state(repository.path)
+    if state is None:
+        process.kill()
+        raise AssertionError(f"the server did not start: {process.communicate()}")
+    return state
+
+
+@contextmanager
+def serving(repository: Repository) -> Iterator[ServerState]:
+    """A server for as long as the block lasts; it must end with code 0 when told to stop."""
+    process = start(repository)
+    try:
+        yield wait_until_served(process, repository)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        output, errors = process.communicate(timeout=30)
+    assert process.returncode == 0, (output, errors)

@@ -1,0 +1,1 @@
+"""Tests of serving, most of them against the real tritonserver."""
