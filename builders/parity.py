@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+from tqdm import tqdm
 
 from contract.tensors import MAX_BATCH_SIZE
 from training.batches import Encoded, collate, plan_batches
@@ -61,7 +62,8 @@ def measure_parity(engine: Engine, model: BertForSequenceClassification, probe: 
     for ids, mask in made_up_batches(model):
         shapes.append((ids.shape[0], ids.shape[1]))
         differences.append(np.abs(engine(ids, mask) - _reference(model, ids, mask)))
-    for rows in plan_batches(probe.lengths, tokens_per_batch=PROBE_TOKENS_PER_BATCH, shuffle_seed=None):
+    batches = plan_batches(probe.lengths, tokens_per_batch=PROBE_TOKENS_PER_BATCH, shuffle_seed=None)
+    for rows in tqdm(batches, desc="engine against checkpoint", unit="batches", mininterval=0.5):
         batch = collate(probe, rows, pad_token_id=model.config.pad_token_id)
         ids = batch.input_ids.numpy().astype(np.int32)
         mask = np.ones_like(ids) if batch.attention_mask is None else batch.attention_mask.numpy().astype(np.int32)

@@ -127,8 +127,12 @@ def _module_error(module: LoraLinear, merged: Tensor) -> ModuleError:
 def _logit_delta(
     adapted: BertForSequenceClassification, merged: BertForSequenceClassification, probe: Encoded, dtype: torch.dtype
 ) -> LogitDelta:
+    name = str(dtype).removeprefix("torch.")
     ours, theirs = (
-        compute_logits(model, probe, tokens_per_batch=PROBE_TOKENS_PER_BATCH, dtype=dtype) for model in (adapted, merged)
+        compute_logits(
+            model, probe, tokens_per_batch=PROBE_TOKENS_PER_BATCH, dtype=dtype, progress=f"certifying, {name}, {which}"
+        )
+        for which, model in (("adapted", adapted), ("merged", merged))
     )
     delta = (ours - theirs).abs()
     agreement = (ours.argmax(1) == theirs.argmax(1)).float().mean().item()
