@@ -168,4 +168,4 @@ def bench(options: Bench) -> None:
 
 
 if __name__ == "__main__":
-    run_command(lambda: bench(tyro.cli(Bench, description=__doc__)))
+    run_command(lambda: bench(tyro.cli(Bench, prog="python -m builders.bench", description=__doc__)))

@@ -121,4 +121,4 @@ def build(options: Build) -> None:
 
 
 if __name__ == "__main__":
-    run_command(lambda: build(tyro.cli(Build, description=__doc__)))
+    run_command(lambda: build(tyro.cli(Build, prog="python -m builders.build", description=__doc__)))

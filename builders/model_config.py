@@ -157,4 +157,6 @@ class Render:
 
 
 if __name__ == "__main__":
-    run_command(lambda: render_configs(tyro.cli(Render, description=__doc__).repository))
+    run_command(
+        lambda: render_configs(tyro.cli(Render, prog="python -m builders.model_config", description=__doc__).repository)
+    )

@@ -56,4 +56,4 @@ def classify(options: Classify) -> None:
 
 
 if __name__ == "__main__":
-    run_command(lambda: classify(tyro.cli(Classify, description=__doc__)))
+    run_command(lambda: classify(tyro.cli(Classify, prog="python -m clients.classify", description=__doc__)))

@@ -6,6 +6,7 @@ A command raises `UsageError` (the caller can fix the call) or `Failure` (the ca
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -19,7 +20,7 @@ class Failure(Exception):  # noqa: N818 - reads as the field's word, "a failure"
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run `main` and leave the process with 0, 1 (`Failure`), 2 (`UsageError`) or 130 (interrupted)."""
+    """Run `main` and leave the process with 0, 1 (`Failure`), 2 (`UsageError`), 130 (interrupted) or 141 (reader gone)."""
     try:
         main()
     except UsageError as error:
@@ -31,3 +32,6 @@ def run_command(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # as in `--help | head`; what is still buffered goes nowhere, or the exit would raise again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

@@ -64,7 +64,7 @@ def read_json_lines(path: Path) -> Iterator[Any]:
                     yield json.loads(line)
                 except ValueError as error:
                     raise UsageError(f"{path} line {number} is not JSON: {error}") from error
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read {path}: {error}") from error
 
 

@@ -99,4 +99,4 @@ def main(options: Latency) -> None:
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(tyro.cli(Latency, description=__doc__)))
+    run_command(lambda: main(tyro.cli(Latency, prog="python -m loadtests.latency", description=__doc__)))

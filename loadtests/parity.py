@@ -166,4 +166,4 @@ def main(options: ParityOptions) -> None:
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(tyro.cli(ParityOptions, description=__doc__)))
+    run_command(lambda: main(tyro.cli(ParityOptions, prog="python -m loadtests.parity", description=__doc__)))

@@ -171,4 +171,4 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    run_command(lambda: serve(tyro.cli(Serve, description=__doc__)))
+    run_command(lambda: serve(tyro.cli(Serve, prog="python -m serving", description=__doc__)))

@@ -145,4 +145,4 @@ def main(command: Publish | ListReleases) -> None:
 Command = Annotated[Publish, tyro.conf.subcommand("publish")] | Annotated[ListReleases, tyro.conf.subcommand("list")]
 
 if __name__ == "__main__":
-    run_command(lambda: main(tyro.cli(Command, description=__doc__)))
+    run_command(lambda: main(tyro.cli(Command, prog="python -m serving.releases", description=__doc__)))

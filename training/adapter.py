@@ -8,7 +8,6 @@ Key names: https://github.com/huggingface/peft/blob/v0.17.0/src/peft/utils/save_
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -66,7 +65,8 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
         UsageError: files missing or broken, a kind of adapter that is not plain LoRA, keys or shapes that do not fit.
     """
     config = read_json(folder / CONFIG_FILE)
-    for key, plain in (("peft_type", "LORA"), ("bias", "none"), ("use_dora", False), ("use_rslora", False)):
+    plain_lora = {"peft_type": "LORA", "bias": "none", "use_dora": False, "use_rslora": False, "alpha_pattern": {}}
+    for key, plain in plain_lora.items():
         if config.get(key, plain) != plain:
             raise UsageError(f"{folder / CONFIG_FILE}: {key} is {config[key]!r}; only {plain!r} can be merged")
     try:
@@ -113,5 +113,8 @@ def adapter_bytes(folder: Path) -> int:
 
 
 def base_name(folder: Path) -> str:
-    """The base model that the adapter was trained on."""
-    return str(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["base_model_name_or_path"])
+    """The base model that the adapter was trained on. Raises `UsageError` when the configuration does not say."""
+    name = read_json(folder / CONFIG_FILE).get("base_model_name_or_path")
+    if not name:
+        raise UsageError(f"{folder / CONFIG_FILE} has no base_model_name_or_path; the base model is unknown")
+    return str(name)

@@ -57,21 +57,25 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             raise UsageError(f"{folder} is not a checkpoint: {name} is missing; python -m training.finetune writes one")
     config, run = read_json(folder / "config.json"), read_json(folder / RUN_FILE)
     labels = read_labels(config, folder)
-    max_length = int(run["configuration"]["max_length"])
+    try:
+        max_length, base_sha256 = int(run["configuration"]["max_length"]), str(run["base"]["sha256"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{folder / RUN_FILE} is not that of a training run ({error!r}); train again") from error
     if is_adapter(folder):
-        model = _load_adapted(folder, run, num_labels=len(labels))
+        model = _load_adapted(folder, base_sha256, num_labels=len(labels))
     else:
         model, _ = load_model(folder, num_labels=len(labels), new_head=False)
     return Checkpoint(folder, model.eval(), load_tokenizer(folder, max_length=max_length), labels, max_length, run)
 
 
-def _load_adapted(folder: Path, run: dict[str, Any], *, num_labels: int) -> BertForSequenceClassification:
+def _load_adapted(folder: Path, base_sha256: str, *, num_labels: int) -> BertForSequenceClassification:
     base = find_base(base_name(folder))
+    if not (base / WEIGHTS_FILE).exists():
+        raise UsageError(f"{base / WEIGHTS_FILE} is missing, on which {folder} was trained; restore that base, or train again")
     digest = sha256_of(base / WEIGHTS_FILE)
-    if digest != run["base"]["sha256"]:
+    if digest != base_sha256:
         raise UsageError(
-            f"the base {base} has sha256 {digest}, but {folder} was trained on {run['base']['sha256']}; "
-            "restore that base, or train again"
+            f"the base {base} has sha256 {digest}, but {folder} was trained on {base_sha256}; restore that base, or train again"
         )
     model, _ = load_model(base, num_labels=num_labels, new_head=True)
     load_adapter(model, folder)
@@ -81,7 +85,7 @@ def _load_adapted(folder: Path, run: dict[str, Any], *, num_labels: int) -> Bert
 def read_labels(config: dict[str, Any], folder: Path) -> list[str]:
     """Class names in the order of the logits, out of a Hugging Face config's `id2label`."""
     names = config.get("id2label")
-    if not isinstance(names, dict) or sorted(names, key=int) != [str(number) for number in range(len(names))]:
+    if not isinstance(names, dict) or set(names) != {str(number) for number in range(len(names))}:
         raise UsageError(f"{folder / 'config.json'} has no id2label from 0 up; the labels are unknown")
     return [str(names[str(number)]) for number in range(len(names))]
 

@@ -96,7 +96,9 @@ class Finetune:
             check_rank(self.rank)
         except ValueError as error:
             raise UsageError(f"--rank: {error}") from error
-        at_least_one = {"epochs": self.epochs, "max-length": self.max_length, "tokens-per-batch": self.tokens_per_batch}
+        if self.max_length < 3:  # the tokenizer would not truncate at all below 2
+            raise UsageError(f"--max-length is {self.max_length}; it must be at least 3: [CLS], one token of the text, [SEP]")
+        at_least_one = {"epochs": self.epochs, "tokens-per-batch": self.tokens_per_batch}
         if self.train_rows is not None:
             at_least_one["train-rows"] = self.train_rows
         for name, number in at_least_one.items():
@@ -111,7 +113,7 @@ class Finetune:
                 raise UsageError(f"--{name} is {share}; it must be in [0, 1)")
         if not (self.validation_share > 0 and self.test_share > 0 and self.validation_share + self.test_share < 1):
             raise UsageError(
-                f"--validation-share {self.validation_share} and --test-share {self.test_share} must be above 0, their sum below 1"
+                f"--validation-share {self.validation_share} and --test-share {self.test_share} must be above 0 and sum below 1"
             )
         if self.learning_rate <= 0 or self.weight_decay < 0:
             raise UsageError(
@@ -206,9 +208,7 @@ def build_model(options: Finetune, base: Path, *, num_labels: int) -> BertForSeq
         raise UsageError(f"--targets or --layers: {error}") from error
     trainable, total = count_parameters(model)
     print(f"base {options.base}: {len(report.loaded)} tensors loaded; new: {', '.join(report.initialised)}")
-    print(
-        f"LoRA rank {options.rank} on {len(paths)} layers: {trainable:,} of {total:,} parameters ({trainable / total:.2%}) train"
-    )
+    print(f"LoRA rank {options.rank} on {len(paths)} layers: {trainable:,} of {total:,} parameters ({trainable / total:.2%})")
     return model.to(device)
 
 
@@ -272,4 +272,4 @@ def describe_run(
 
 
 if __name__ == "__main__":
-    run_command(lambda: finetune(tyro.cli(Finetune, description=__doc__)))
+    run_command(lambda: finetune(tyro.cli(Finetune, prog="python -m training.finetune", description=__doc__)))

@@ -143,6 +143,8 @@ def fit(
         )
         seconds = time.perf_counter() - started
         metrics = evaluate(model, validation, tokens_per_batch=tokens_per_batch, dtype=dtype, progress="validation")
+        if not math.isfinite(metrics.loss):
+            raise Failure(f"the validation loss is {metrics.loss} after epoch {epoch}; lower --learning-rate")
         is_best = all(metrics.loss < result.validation.loss for result in results)
         if is_best:
             best = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}

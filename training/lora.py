@@ -99,6 +99,8 @@ def inject_lora(
 def select_linears(model: nn.Module, targets: Sequence[str], layers: Sequence[int] | None) -> list[str]:
     """The paths of the linear layers that `targets` and `layers` name (see `inject_lora`)."""
     linears = [path for path, module in model.named_modules() if isinstance(module, nn.Linear) and path != HEAD]
+    if not targets or (layers is not None and not layers):
+        raise ValueError(f"LoRA targets {list(targets)} in layers {layers} choose no linear layer; leave layers out for all")
     chosen: set[str] = set()
     for target in targets:
         found = {path for path in linears if path == target or path.endswith("." + target) or fnmatch.fnmatchcase(path, target)}

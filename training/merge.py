@@ -129,4 +129,4 @@ def main(options: Merge) -> None:
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(tyro.cli(Merge, description=__doc__)))
+    run_command(lambda: main(tyro.cli(Merge, prog="python -m training.merge", description=__doc__)))

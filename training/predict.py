@@ -36,6 +36,11 @@ class Predict:
     tokens_per_batch: int = 8192
     """Budget of one batch: texts x longest text."""
 
+    def __post_init__(self) -> None:
+        for name, number in (("limit", self.limit), ("tokens-per-batch", self.tokens_per_batch)):
+            if number is not None and number < 1:
+                raise UsageError(f"--{name} is {number}; it must be at least 1")
+
 
 def predict(options: Predict) -> None:
     """Run the command; see the module docstring."""
@@ -63,4 +68,4 @@ def predict(options: Predict) -> None:
 
 
 if __name__ == "__main__":
-    run_command(lambda: predict(tyro.cli(Predict, description=__doc__)))
+    run_command(lambda: predict(tyro.cli(Predict, prog="python -m training.predict", description=__doc__)))

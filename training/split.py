@@ -39,26 +39,26 @@ def split_dataset(dataset: Dataset, *, validation_share: float, test_share: floa
     train: list[int] = []
     validation: list[int] = []
     test: list[int] = []
-    for label in sorted(strata):
+    for label, name in enumerate(dataset.names):
         groups = list(strata[label].values())
         if len(groups) < 3:
             raise UsageError(
-                f"class {dataset.names[label]!r} has {len(groups)} distinct text(s); at least 3 are needed, "
+                f"class {name!r} has {len(groups)} distinct text(s); at least 3 are needed, "
                 "one each for training, validation and test"
             )
         generator.shuffle(groups)
         rows = sum(map(len, groups))
-        test += _deal(groups, rows * test_share)
-        validation += _deal(groups, rows * validation_share)
+        test += _deal(groups, rows * test_share, keep=2)
+        validation += _deal(groups, rows * validation_share, keep=1)
         train += [row for group in groups for row in group]
     generator.shuffle(train)
     return Split(train[:train_rows], sorted(validation), sorted(test))
 
 
-def _deal(groups: list[list[int]], wanted: float) -> list[int]:
-    """Take groups off the end of the list until there are `wanted` rows, at least one group, and some remain."""
+def _deal(groups: list[list[int]], wanted: float, *, keep: int) -> list[int]:
+    """Take groups off the end of the list until there are `wanted` rows, at least one group, and `keep` remain."""
     taken: list[int] = []
-    while len(groups) > 1 and (not taken or len(taken) + len(groups[-1]) / 2 < wanted):
+    while len(groups) > keep and (not taken or len(taken) + len(groups[-1]) / 2 < wanted):
         taken += groups.pop()
     return taken
 
