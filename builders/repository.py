@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from builders.model_config import render_configs
+from contract.command import UsageError
 from contract.files import new_folder, write_bytes, write_json
 from contract.release import LABELS_FILE, RELEASE_FILE, Manifest, hash_files, release_id
 from contract.tensors import CLASSIFIER, ENGINE, STEPS, TOKENIZER
@@ -46,8 +47,11 @@ def write_release(
         **facts: the other fields of `contract.release.Manifest`.
 
     Raises:
-        UsageError: `target` exists.
+        UsageError: `target` exists, or a label is more than one line.
     """
+    broken = [label for label in labels if "\n" in label]
+    if broken:
+        raise UsageError(f"the label {broken[0]!r} must be one line, as Triton reads a label a line; rename it and train again")
     with new_folder(target) as folder:
         for step in STEPS:
             (folder / step).mkdir()

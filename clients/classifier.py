@@ -9,8 +9,8 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from clients.errors import Unavailable
-from clients.payload import batch_slices, encode_texts, parse_classes, softmax
+from clients.errors import ServerError, Unavailable
+from clients.payload import Texts, batch_slices, encode_texts, parse_classes, softmax
 from clients.transport import TRANSPORTS, Answer, ProtocolName, Transport
 from contract.tensors import CLASSIFIER, LOGITS, RELEASE, TRUNCATED
 
@@ -48,14 +48,22 @@ class Classifier:
         encoded = encode_texts(texts)
         predictions: list[Prediction] = []
         for batch in batch_slices(len(texts)):
-            predictions += _predictions(texts[batch], self._transport.infer(encoded[batch], classes=True))
+            predictions += _predictions(texts[batch], self._infer(encoded[batch], classes=True))
         return predictions
 
     def logits(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """The raw logits [texts, C]. Raises as `classify` does, and ValueError for no texts."""
         encoded = encode_texts(texts)
         batches = batch_slices(len(texts))
-        return np.concatenate([self._transport.infer(encoded[batch], classes=False)[LOGITS] for batch in batches])
+        return np.concatenate([self._infer(encoded[batch], classes=False)[LOGITS] for batch in batches])
+
+    def _infer(self, texts: Texts, *, classes: bool) -> Answer:
+        """One request; an answer that has not one row a text is a `ServerError`."""
+        answer = self._transport.infer(texts, classes=classes)
+        wrong = {name: array.shape for name, array in answer.items() if array.shape[:1] != (len(texts),)}
+        if wrong:
+            raise ServerError(f"{len(texts)} texts were sent, and the answer has the shapes {wrong}")
+        return answer
 
     def check_ready(self) -> None:
         """Raise `Unavailable` unless the classifier is loaded and a server answers."""
@@ -88,7 +96,7 @@ def connect(url: str, protocol: ProtocolName = "grpc", *, timeout_s: float = DEF
 
 
 def _predictions(texts: Sequence[str], answer: Answer) -> Iterator[Prediction]:
-    """Row by row; ValueError when the answer has more or fewer rows than texts were sent."""
+    """Row by row."""
     for text, classes, truncated, release in zip(texts, answer[LOGITS], answer[TRUNCATED], answer[RELEASE], strict=True):
         logits = parse_classes(classes)
         scores = dict(zip(logits, softmax(list(logits.values())), strict=True))

@@ -42,7 +42,10 @@ class Classify:
 
 def classify(options: Classify) -> None:
     """Run the command; see the module docstring."""
-    texts = list(options.texts) or [line.rstrip("\r\n") for line in sys.stdin]
+    try:
+        texts = list(options.texts) or [line.rstrip("\r\n") for line in sys.stdin]
+    except UnicodeDecodeError as error:
+        raise UsageError(f"standard input is not UTF-8: {error}") from error
     if not texts:
         raise UsageError("no texts: give some as arguments, or one a line on standard input")
     try:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import tritonclient.grpc
 import tritonclient.http
-from geventhttpclient.response import HTTPConnectionClosed
 from tritonclient.utils import InferenceServerException
 
 from clients.errors import ClassifierError, TimedOut, Unavailable, from_status
@@ -119,7 +119,7 @@ def _translated(url: str, timeout_s: float) -> Iterator[None]:
         raise from_status(str(error.status()), _message(error), url) from error
     except TimeoutError as error:
         raise TimedOut(f"{url}: no answer within {timeout_s:g} s") from error
-    except (OSError, HTTPConnectionClosed) as error:
+    except (OSError, HTTPException, ValueError) as error:  # no connection, no HTTP, no JSON; or a url that is no host:port
         raise Unavailable(f"{url}: {error}; is the server running? python -m serving starts one") from error
 
 

@@ -1,0 +1,51 @@
+"""`contract.command`: how a command ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from contract.command import Failure, UsageError, run_command
+
+
+def raising(error: BaseException) -> Callable[[], None]:
+    """A command that ends with `error`."""
+
+    def main() -> None:
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (Failure("the work went wrong"), 1, "failed: the work went wrong\n"),
+        (UsageError("--rank is 0"), 2, "error: --rank is 0\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_a_command_ends_with_its_code_and_one_line_on_stderr(
+    capsys: pytest.CaptureFixture[str], error: BaseException, code: int, said: str
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run_command(raising(error))
+    assert stop.value.code == code
+    assert capsys.readouterr() == ("", said)
+
+
+def test_a_command_that_ends_well_returns(capsys: pytest.CaptureFixture[str]) -> None:
+    run_command(lambda: print("done"))
+    assert capsys.readouterr() == ("done\n", "")
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run_command(raising(ZeroDivisionError("division by zero")))
+
+
+def test_an_exit_of_the_option_parser_passes_through() -> None:
+    with pytest.raises(SystemExit) as stop:
+        run_command(raising(SystemExit(2)))
+    assert stop.value.code == 2

@@ -1,0 +1,258 @@
+"""`bert_engine/1/model.py` over ONNX Runtime: the checkpoint's logits, however the batcher mixes requests.
+
+Shapes: B rows of a request, T its padded length, C classes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from builders.model_config import cpu_engine_config
+from builders.onnx_export import build_onnx
+from tests.model_repository.fake_backend import InferenceRequest, InferenceResponse, TritonError
+from tests.model_repository.loader import load_module, start_model
+from tests.tiny import random_bert, tiny_config
+from training.bert import BertForSequenceClassification
+
+Array = npt.NDArray[Any]
+
+CONFIG = tiny_config()
+LENGTHS = [[3], [40, 1, 7], [12, 12], [1], [2, 39, 5, 5, 31], [16], [8, 9]]  # tokens of the rows of each request
+
+
+@pytest.fixture(scope="module")
+def module() -> Any:
+    return load_module("bert_engine")
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> BertForSequenceClassification:
+    return random_bert(CONFIG, seed=3)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, checkpoint: BertForSequenceClassification) -> Path:
+    """A deployed `bert_engine` with one version."""
+    folder = tmp_path_factory.mktemp("deployed") / "bert_engine"
+    (folder / "1").mkdir(parents=True)
+    (folder / "1" / "model.onnx").write_bytes(build_onnx(checkpoint).SerializeToString())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(module: Any, folder: Path) -> Any:
+    return start_model(module, folder, cpu_engine_config(), threads="1")
+
+
+def padded(lengths: list[int], *, extra: int = 0, seed: int = 0) -> tuple[Array, Array]:
+    """Random (input_ids, attention_mask), int32 [B, T], T = the longest + `extra`; the padding holds a token, not zeros."""
+    generator = np.random.default_rng([seed, *lengths])
+    ids = np.full((len(lengths), max(lengths) + extra), 7, dtype=np.int32)
+    mask = np.zeros_like(ids)
+    for row, length in enumerate(lengths):
+        ids[row, :length] = generator.integers(0, CONFIG.vocab_size, length)
+        mask[row, :length] = 1
+    return ids, mask
+
+
+def ask(model: Any, requests: list[tuple[Array, Array]]) -> list[InferenceResponse]:
+    """One response a request."""
+    sent = [InferenceRequest(input_ids=ids, attention_mask=mask) for ids, mask in requests]
+    responses: list[InferenceResponse] = model.execute(sent)
+    assert len(responses) == len(requests)
+    return responses
+
+
+def logits_of(response: InferenceResponse) -> Array:
+    assert response.error is None, response.error.message()
+    assert list(response.arrays) == [tensor["name"] for tensor in cpu_engine_config()["output"]]
+    logits = response.arrays["logits"]
+    assert logits.dtype == np.float32
+    return logits
+
+
+@torch.inference_mode()
+def expected(checkpoint: BertForSequenceClassification, ids: Array, mask: Array) -> Array:
+    """The checkpoint's own logits, each row alone and unpadded."""
+    rows = [checkpoint(torch.from_numpy(row[kept == 1])[None]) for row, kept in zip(ids, mask, strict=True)]
+    logits: Array = torch.cat(rows).numpy()
+    return logits
+
+
+def assert_refused(response: InferenceResponse, said: str) -> None:
+    assert response.error is not None
+    assert said in response.error.message()
+    assert response.error.code() == TritonError.INVALID_ARG
+    assert not response.arrays
+
+
+def random_lengths(seed: int) -> list[int]:
+    generator = random.Random(seed)
+    longest = generator.choice([4, 60, 512])
+    return [generator.randint(1, longest) for _ in range(generator.randint(1, 200))]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_every_row_is_in_one_group_and_groups_keep_their_limits(module: Any, seed: int) -> None:
+    lengths = random_lengths(seed)
+    groups = module.group_rows(lengths)
+    assert sorted(row for group in groups for row in group) == list(range(len(lengths)))
+    for group in groups:
+        inside = [lengths[row] for row in group]
+        area = len(group) * max(inside)
+        assert inside[-1] == max(inside)
+        assert area - sum(inside) <= 0.1 * area
+        assert area <= 4096 or len(group) == 1
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_group_ends_only_where_the_next_row_would_break_a_limit(module: Any, seed: int) -> None:
+    lengths = random_lengths(seed)
+    groups = module.group_rows(lengths)
+    for group, following in itertools.pairwise(groups):
+        longer = lengths[following[0]]
+        area = (len(group) + 1) * longer
+        assert area > 4096 or area - sum(lengths[row] for row in [*group, following[0]]) > 0.1 * area
+
+
+def test_equal_rows_share_one_group_up_to_the_token_limit(module: Any) -> None:
+    assert module.group_rows([16] * 64) == [list(range(64))]
+    assert [len(group) for group in module.group_rows([512] * 20)] == [8, 8, 4]
+
+
+def test_a_row_longer_than_the_token_limit_gets_a_group_of_its_own(module: Any) -> None:
+    assert module.group_rows([5000, 4999]) == [[1], [0]]
+
+
+def test_no_rows_make_no_groups(module: Any) -> None:
+    assert module.group_rows([]) == []
+
+
+def test_packing_and_stripping_undo_each_other(module: Any) -> None:
+    rows = [np.arange(1, length + 1, dtype=np.int32) for length in (3, 1, 5)]
+    ids, mask = module.pack_group(rows, 5)
+    assert ids.tolist() == [[1, 2, 3, 0, 0], [1, 0, 0, 0, 0], [1, 2, 3, 4, 5]]
+    assert mask.tolist() == [[1, 1, 1, 0, 0], [1, 0, 0, 0, 0], [1, 1, 1, 1, 1]]
+    assert (ids.dtype, mask.dtype) == (np.int32, np.int32)
+    assert [row.tolist() for row in module.strip_padding(ids, mask)] == [row.tolist() for row in rows]
+
+
+BAD_MASKS: dict[str, Any] = {
+    "a gap": [[1, 0, 1, 0]],
+    "padding on the left": [[0, 1, 1, 1]],
+    "a row of padding only": [[1, 1, 1, 1], [0, 0, 0, 0]],
+    "a value that is not 0 or 1": [[2, 0, 0, 0]],
+    "values that sum to a length": [[2, -1, 1, 0]],
+    "a negative value": [[-1, 0, 0, 0]],
+    "no tokens at all": [[]],
+}
+
+
+@pytest.mark.parametrize("name", BAD_MASKS)
+def test_a_bad_mask_is_refused(module: Any, name: str) -> None:
+    mask = np.array(BAD_MASKS[name], dtype=np.int32)
+    with pytest.raises(ValueError, match="ones and then zeros"):
+        module.strip_padding(np.ones_like(mask), mask)
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (1, 5), (2, 4)])
+def test_a_mask_of_another_shape_is_refused(module: Any, shape: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="must have the shape of input_ids"):
+        module.strip_padding(np.ones((1, 4), np.int32), np.ones(shape, np.int32))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_logits_are_the_checkpoints_for_mixed_lengths_and_any_order(
+    model: Any, checkpoint: BertForSequenceClassification, seed: int
+) -> None:
+    order = random.Random(seed).sample(LENGTHS, len(LENGTHS))
+    requests = [padded(lengths, extra=seed * number % 3, seed=seed) for number, lengths in enumerate(order)]
+    for (ids, mask), response in zip(requests, ask(model, requests), strict=True):
+        np.testing.assert_allclose(logits_of(response), expected(checkpoint, ids, mask), atol=1e-5, rtol=0)
+
+
+def test_extra_padding_changes_nothing(model: Any) -> None:
+    bare = ask(model, [padded(lengths) for lengths in LENGTHS])
+    for extra in (1, 13):
+        for alone, padded_too in zip(bare, ask(model, [padded(lengths, extra=extra) for lengths in LENGTHS]), strict=True):
+            np.testing.assert_allclose(logits_of(padded_too), logits_of(alone), atol=1e-6, rtol=0)
+
+
+def test_a_full_batch_of_requests_is_answered_request_by_request(model: Any, checkpoint: BertForSequenceClassification) -> None:
+    requests = [padded([1 + number % 40], seed=number) for number in range(64)]
+    for (ids, mask), response in zip(requests, ask(model, requests), strict=True):
+        np.testing.assert_allclose(logits_of(response), expected(checkpoint, ids, mask), atol=1e-5, rtol=0)
+
+
+def bad_id() -> tuple[Array, Array]:
+    return np.array([[3, CONFIG.vocab_size]], np.int32), np.ones((1, 2), np.int32)
+
+
+def negative_id() -> tuple[Array, Array]:
+    return np.array([[3, -1]], np.int32), np.ones((1, 2), np.int32)
+
+
+def too_long() -> tuple[Array, Array]:
+    length = CONFIG.max_position_embeddings + 1
+    return np.ones((1, length), np.int32), np.ones((1, length), np.int32)
+
+
+def gap() -> tuple[Array, Array]:
+    return np.ones((1, 3), np.int32), np.array([[1, 0, 1]], np.int32)
+
+
+def other_shape() -> tuple[Array, Array]:
+    return np.ones((1, 3), np.int32), np.ones((1, 2), np.int32)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (bad_id, "out of range"),
+        (negative_id, "out of range"),
+        (too_long, "out of range"),
+        (gap, "ones and then zeros"),
+        (other_shape, "shape of input_ids"),
+    ],
+)
+def test_a_bad_request_fails_alone_and_its_neighbours_are_answered(
+    model: Any, checkpoint: BertForSequenceClassification, make: Any, said: str
+) -> None:
+    good = [padded(lengths) for lengths in LENGTHS]
+    responses = ask(model, [*good[:2], make(), *good[2:]])
+    assert_refused(responses.pop(2), said)
+    for (ids, mask), response in zip(good, responses, strict=True):
+        np.testing.assert_allclose(logits_of(response), expected(checkpoint, ids, mask), atol=1e-5, rtol=0)
+
+
+def test_a_bad_request_alone_is_refused(model: Any) -> None:
+    (response,) = ask(model, [bad_id()])
+    assert_refused(response, "out of range")
+
+
+def test_one_bad_row_fails_its_whole_request(model: Any) -> None:
+    ids, mask = padded([5, 3])
+    ids[1, 2] = CONFIG.vocab_size
+    (response,) = ask(model, [(ids, mask)])
+    assert_refused(response, "out of range")
+
+
+@pytest.mark.parametrize(("threads", "used"), [("3", 3), ("0", len(os.sched_getaffinity(0)))])
+def test_threads_are_those_of_the_config_and_0_means_every_core(module: Any, folder: Path, threads: str, used: int) -> None:
+    engine = start_model(module, folder, cpu_engine_config(), threads=threads)
+    assert engine.session.get_session_options().intra_op_num_threads == used
+
+
+def test_numpy_2_is_refused(module: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(np, "__version__", "2.0.0")
+    with pytest.raises(RuntimeError, match=r"numpy 2\.0\.0.*install numpy<2"):
+        start_model(module, folder, cpu_engine_config())
