@@ -66,10 +66,9 @@ def check_certified(folder: Path) -> str:
     if certificate.get("passed") is not True:
         raise UsageError(f"the merge certificate of {folder} does not pass: {certificate.get('failures')}")
     digest = sha256_of(folder / WEIGHTS_FILE)
-    if digest != certificate["hashes"]["merged"]:
-        raise UsageError(
-            f"{folder / WEIGHTS_FILE} has sha256 {digest}, its certificate says {certificate['hashes']['merged']}: merge again"
-        )
+    certified = certificate.get("hashes", {}).get("merged")
+    if digest != certified:
+        raise UsageError(f"{folder / WEIGHTS_FILE} has sha256 {digest}, its certificate says {certified}: merge again")
     return digest
 
 

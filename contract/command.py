@@ -22,7 +22,10 @@ class Failure(Exception):  # noqa: N818 - reads as the field's word, "a failure"
 def run_command(main: Callable[[], None]) -> None:
     """Run `main` and leave the process with 0, 1 (`Failure`), 2 (`UsageError`), 130 (interrupted) or 141 (reader gone)."""
     try:
-        main()
+        try:
+            main()
+        finally:
+            sys.stdout.flush()  # short output meets a broken pipe here, where it is handled, and not at the interpreter's end
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

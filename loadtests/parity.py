@@ -148,7 +148,8 @@ def _distance(ours: Float32, theirs: Float32) -> float:
 def main(options: ParityOptions) -> None:
     """Run the command; see the module docstring."""
     rows = list(read_json_lines(options.predictions))
-    if not rows or any(set(row) != {"text", "label", "logits", "truncated"} for row in rows):
+    keys = {"text", "label", "logits", "truncated"}
+    if not rows or any(not isinstance(row, dict) or set(row) != keys for row in rows):
         raise UsageError(f"{options.predictions} must hold the lines that python -m training.predict writes, at least one")
     try:
         parity = measure_parity(rows, {"grpc": options.grpc_url, "http": options.http_url}, concurrency=options.concurrency)

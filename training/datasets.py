@@ -120,6 +120,9 @@ def _checked(
     counts = Counter(labels[row] for row in kept)
     if len(counts) < 2:
         raise UsageError(f"{name} has {len(counts)} class ({', '.join(counts) or 'no rows'}); a classifier needs at least 2")
+    broken = [label for label in counts if label.splitlines() != [label]]
+    if broken:
+        raise UsageError(f"the label {broken[0]!r} is more than one line; Triton reads its labels a line each: rename it")
     names = order or sorted(counts)
     index = {label: number for number, label in enumerate(names)}
     return Dataset(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -43,6 +46,24 @@ def test_a_command_that_ends_well_returns(capsys: pytest.CaptureFixture[str]) ->
 def test_a_bug_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         run_command(raising(ZeroDivisionError("division by zero")))
+
+
+@pytest.mark.parametrize("main", ["print('x' * 1_000_000)", "print('short')", "(print('short'), sys.exit(0))"])
+def test_a_command_whose_reader_has_gone_ends_quietly_with_141(main: str) -> None:
+    """Long output breaks the pipe while it is printed, short output only when the buffer is emptied at the end."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    program = f"import sys; from contract.command import run_command; run_command(lambda: {main})"
+    with os.fdopen(writer, "wb") as stdout:
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+            timeout=60,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_an_exit_of_the_option_parser_passes_through() -> None:

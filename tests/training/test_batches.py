@@ -70,6 +70,15 @@ def test_the_training_order_is_drawn_from_the_seed_and_is_not_sorted() -> None:
     assert plan_batches(lengths, tokens_per_batch=512, shuffle_seed=None)[0] != plans[0][0]
 
 
+def test_batches_of_one_sorting_window_do_not_come_from_short_to_long() -> None:
+    lengths = random_lengths(200)
+    batches = plan_batches(lengths, tokens_per_batch=512, shuffle_seed=0)
+    longest = [max(lengths[row] for row in batch) for batch in batches]
+    assert longest != sorted(longest)
+    plain = plan_batches(lengths, tokens_per_batch=512, shuffle_seed=None)
+    assert sorted(longest) == [max(lengths[row] for row in batch) for batch in plain], "more than one window"
+
+
 def test_batches_are_made_of_other_texts_in_every_epoch() -> None:
     lengths = [10] * 1000
     first, second = (

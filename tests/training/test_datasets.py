@@ -200,3 +200,10 @@ def test_the_real_stack_overflow_questions_are_42726_of_which_22483_are_open() -
     assert Counter(dataset.names[label] for label in dataset.labels) == {"open": 22_483, "closed": 42_726 - 22_483}
     assert dataset.texts[0].startswith('Does there exist an "idea checkout system" on the Internet? Greetings.')
     assert len(set(dataset.texts)) == 42_726
+
+
+def test_a_label_of_two_lines_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text('text,label\nfirst,good\nsecond,"two\nlines"\n')
+    with pytest.raises(UsageError, match=r"'two\\nlines' is more than one line"):
+        read_dataset("csv", data=path, text="text", label="label", drop_empty=False, seed=0)

@@ -137,6 +137,30 @@ def test_targets_layers_and_a_cap_on_the_rows_are_heeded(tiny_base: Path, tiny_c
     assert read_json(tmp_path / "new" / "deep" / "run.json")["data"]["parts"]["train"]["rows"] == 20
 
 
+def test_every_setting_of_the_training_reaches_it(tiny_base: Path, tiny_csv: Path, tmp_path: Path) -> None:
+    changes: list[dict[str, Any]] = [
+        {},
+        {"alpha": 3.0},
+        {"lora_dropout": 0.3},
+        {"dropout": 0.3},
+        {"max_length": 9},
+        {"learning_rate": 5e-3},
+        {"weight_decay": 0.5},
+        {"warmup_share": 0.5},
+        {"tokens_per_batch": 60},
+        {"precision": "bf16"},
+        {"validation_share": 0.4},
+        {"test_share": 0.4},
+    ]
+    adapters = []
+    for number, change in enumerate(changes):
+        finetune(options(tmp_path / str(number), tiny_csv, tiny_base, **({"epochs": 1, "train_rows": 60} | change)))
+        adapters.append(sha256_of(tmp_path / str(number) / FILES[1]))
+    assert len(set(adapters)) == len(changes), list(zip(changes, adapters, strict=True))
+    assert read_json(tmp_path / "3" / "config.json")["hidden_dropout_prob"] == 0.3
+    assert read_json(tmp_path / "3" / "config.json")["attention_probs_dropout_prob"] == 0.3
+
+
 def test_a_relative_base_is_stored_so_that_another_folder_finds_it(
     tiny_base: Path, tiny_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from contract.command import Failure
 from tests.tiny import ALL_LINEARS, adapted_bert, random_bert, random_encoded, tiny_config
-from training.batches import Encoded
+from training.batches import Encoded, plan_batches
 from training.bert import BertForSequenceClassification
 from training.loop import EpochResult, compute_logits, evaluate, fit, make_optimizer, resolve_precision, seed_everything
 from training.loop import _schedule as schedule
@@ -113,6 +113,60 @@ def test_the_last_epoch_is_kept_when_it_is_the_best() -> None:
     assert [result.best for result in results] == [True, True, True]
     again = evaluate(model, data, tokens_per_batch=64, dtype=torch.float32, progress="")
     assert again == results[-1].validation
+
+
+def written_out(model: BertForSequenceClassification, data: Encoded, *, epochs: int, seed: int) -> list[dict[str, Tensor]]:
+    """The weights after each epoch of a loop as plain as can be: texts one by one, torch's and transformers' own parts."""
+    plans = [plan_batches(data.lengths, tokens_per_batch=64, shuffle_seed=seed + epoch) for epoch in range(epochs)]
+    decays = [{"params": [p], "weight_decay": 0.01 if p.ndim > 1 else 0.0} for p in model.parameters()]
+    optimizer = torch.optim.AdamW(decays, lr=3e-3, foreach=False)
+    steps = sum(map(len, plans))
+    scheduler = transformers.get_linear_schedule_with_warmup(optimizer, round(0.1 * steps), steps)
+    states = []
+    for plan in plans:
+        for rows in plan:
+            model.zero_grad(set_to_none=True)
+            logits = torch.cat([model(torch.tensor([data.ids[row]])) for row in rows])
+            F.cross_entropy(logits, torch.tensor([data.labels[row] for row in rows])).backward()  # type: ignore[no-untyped-call]
+            norm = torch.stack([parameter.grad.norm() for parameter in model.parameters() if parameter.grad is not None]).norm()
+            for parameter in model.parameters():
+                if parameter.grad is not None and norm > 1:
+                    parameter.grad /= norm
+            optimizer.step()
+            scheduler.step()
+        states.append(weights_of(model))
+    return states
+
+
+def weights_of(model: BertForSequenceClassification) -> dict[str, Tensor]:
+    """A copy of all but the key biases."""
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters() if not name.endswith("key.bias")}
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_the_weights_after_each_epoch_are_those_of_a_loop_written_out(seed: int) -> None:
+    """To 1e-4, where a step moves a weight by up to 3e-3: Adam divides by gradients near 0 and enlarges their rounding.
+
+    Key biases are left out: softmax takes no notice of them, so that their gradient is nothing but rounding.
+    """
+    config = tiny_config(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    model, data = random_bert(config), random_encoded(40, config)
+    states: list[dict[str, Tensor]] = []
+
+    def record(_: EpochResult) -> None:
+        states.append(weights_of(model))
+
+    fit_tiny(model, data, data, epochs=3, seed=seed, on_epoch=record)
+    expected = written_out(random_bert(config).train(), data, epochs=3, seed=seed)
+    torch.testing.assert_close(states, expected, atol=1e-4, rtol=0.0)
+
+
+def test_dropout_acts_in_every_epoch_also_after_a_validation() -> None:
+    """At a learning rate that changes nothing, only dropout sets the two losses of an epoch apart."""
+    model = random_bert(tiny_config(hidden_dropout_prob=0.5))
+    data = random_encoded(31, model.config)
+    for result in fit_tiny(model, data, data, epochs=3, learning_rate=1e-30, weight_decay=0.0):
+        assert abs(result.train_loss - result.validation.loss) > 1e-3
 
 
 def test_only_what_requires_a_gradient_moves() -> None:

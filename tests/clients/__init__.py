@@ -1,0 +1,1 @@
+"""Tests of the clients package without a server; tests/serving meets the real one."""

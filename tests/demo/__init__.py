@@ -1,0 +1,1 @@
+"""Tests of the demo package; the whole demo runs in tests/serving."""

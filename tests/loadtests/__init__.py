@@ -1,0 +1,1 @@
+"""Tests of the loadtests package without a server; tests/serving meets the real one."""
