@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -84,8 +84,8 @@ class Finetune:
     """Budget of one batch: texts x longest text."""
     precision: Precision = "auto"
     """auto takes bf16 autocast where the hardware has it."""
-    device: str = "auto"
-    """cpu, cuda, or auto: cuda where there is one."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes cuda where there is one."""
     threads: int = 0
     """CPU threads; 0 leaves the choice to torch."""
     seed: int = 0
@@ -115,6 +115,8 @@ class Finetune:
             raise UsageError(
                 f"--validation-share {self.validation_share} and --test-share {self.test_share} must be above 0 and sum below 1"
             )
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise UsageError("--device is cuda, but torch sees no CUDA device; use cpu, or auto")
         if self.learning_rate <= 0 or self.weight_decay < 0:
             raise UsageError(
                 f"--learning-rate {self.learning_rate} must be above 0, --weight-decay {self.weight_decay} not below 0"
