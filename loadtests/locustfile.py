@@ -3,7 +3,8 @@
     locust -f loadtests/locustfile.py GrpcUser --host 127.0.0.1:8001 --texts build/merged/heldout.jsonl \
         --headless --users 8 --spawn-rate 8 --reset-stats --run-time 15s
 
-Closed loop: each user sends its next text when it has its answer, so the latencies hide queueing; read the throughput.
+Without a user class and --host both run, against Triton's own ports on this machine. Closed loop: each user sends its next
+text when it has its answer, so the latencies hide queueing; read the throughput.
 """
 
 # ruff: noqa: I001 - gRPC must be taught gevent before any channel exists, or every call blocks the whole process
@@ -58,7 +59,7 @@ def write_summary(environment: Environment, **_: Any) -> None:
     if not options.summary:
         return
     summary = {
-        "protocol": "grpc" if GrpcUser in environment.user_classes else "http",
+        "protocol": "+".join(sorted(user.protocol for user in environment.user_classes)),
         "users": options.num_users,
         "requests": total.num_requests,
         "failures": total.num_failures,
@@ -124,12 +125,14 @@ class ClassifierUser(User):
 
 
 class GrpcUser(ClassifierUser):
-    """--host is Triton's gRPC port, e.g. 127.0.0.1:8001."""
+    """--host is Triton's gRPC port."""
 
+    host = "127.0.0.1:8001"
     protocol = "grpc"
 
 
 class HttpUser(ClassifierUser):
-    """--host is Triton's HTTP port, e.g. 127.0.0.1:8000."""
+    """--host is Triton's HTTP port."""
 
+    host = "127.0.0.1:8000"
     protocol = "http"
