@@ -52,11 +52,12 @@ def _proof_rows(measured: dict[str, Any]) -> list[tuple[str, str]]:
     verdict = "passed" if certificate["passed"] else "FAILED"
     equal, off = min(served["labels_equal"].values()), max(served["max_logit_difference"].values())
     alone, together = served["grpc_http_one_at_a_time"], served["grpc_http_concurrent"]
+    same = "equal" if alone == 0 else f"within {alone:.1e}"
     return [
         ("merge certificate", f"{verdict}, fp32 logits within {certificate['fp32']['max_abs']:.1e}"),
         ("ONNX against checkpoint", f"logits within {engine['max_abs']:.1e}"),
         ("served against checkpoint", f"{equal} of {served['texts']} labels equal, logits within {off:.1e}"),
-        ("gRPC against HTTP", f"{alone:.1e} one at a time, {together:.1e} with {served['concurrency']} in flight"),
+        ("gRPC against HTTP", f"{same} one at a time, within {together:.1e} with {served['concurrency']} in flight"),
     ]
 
 
