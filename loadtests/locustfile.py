@@ -59,7 +59,7 @@ def write_summary(environment: Environment, **_: Any) -> None:
     if not options.summary:
         return
     summary = {
-        "protocol": "+".join(sorted(user.protocol for user in environment.user_classes)),
+        "protocol": "+".join(user.protocol for user in (GrpcUser, HttpUser) if user in environment.user_classes),
         "users": options.num_users,
         "requests": total.num_requests,
         "failures": total.num_failures,
