@@ -66,6 +66,9 @@ class GrpcTransport:
     def close(self) -> None:
         """See `Transport.close`."""
         self._client.close()
+        # The library closes its channel once more when it is collected. Under gevent, so in Locust, that second closing
+        # miscounts gRPC's channels and can hang the process as it ends.
+        self._client.close = _already_closed
 
 
 class HttpTransport:
@@ -104,6 +107,10 @@ TRANSPORTS: dict[ProtocolName, type[GrpcTransport] | type[HttpTransport]] = {"gr
 
 def _arrays(result: Any) -> Answer:
     return {name: np.asarray(result.as_numpy(name)) for name in (LOGITS, TRUNCATED, RELEASE)}
+
+
+def _already_closed() -> None:
+    """Takes the place of a client's `close` once it was called."""
 
 
 @contextmanager

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
+import tritonclient.grpc
 
 from clients import BadRequest, Classifier, ClassifierError, ServerError, TimedOut, Unavailable, connect
-from clients.transport import ProtocolName
+from clients.transport import GrpcTransport, ProtocolName
 from tests.clients.sockets import closed_url, silent_url
 
 PROTOCOLS: list[ProtocolName] = ["grpc", "http"]
@@ -108,3 +111,21 @@ def test_a_server_that_does_not_speak_grpc_is_unavailable(response: bytes) -> No
         with pytest.raises(Unavailable) as raised:
             classifier.classify(["a"])
         assert url in str(raised.value)
+
+
+def test_a_grpc_client_is_closed_exactly_once_however_often_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its `__del__` closes again, and under gevent a second closing of one channel can hang the process as it ends."""
+    closed: list[int] = []
+    close = tritonclient.grpc.InferenceServerClient.close
+
+    def counted(client: Any) -> None:
+        closed.append(id(client))
+        close(client)
+
+    monkeypatch.setattr(tritonclient.grpc.InferenceServerClient, "close", counted)
+    transport = GrpcTransport("127.0.0.1:9", 1.0)
+    transport.close()
+    transport.close()
+    del transport
+    gc.collect()
+    assert len(closed) == 1
