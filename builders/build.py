@@ -12,7 +12,6 @@ import dataclasses
 import re
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +25,7 @@ from contract.command import Failure, UsageError, run_command
 from contract.files import read_json, sha256_of, write_bytes
 from contract.tensors import ATTENTION_MASK, INPUT_IDS, LOGITS
 from training.batches import encode
-from training.checkpoint import CERTIFICATE_FILE, HELDOUT_FILE, Checkpoint, load_checkpoint, read_heldout
+from training.checkpoint import CERTIFICATE_FILE, Checkpoint, heldout_texts, load_checkpoint
 from training.pretrained import WEIGHTS_FILE
 
 ENGINE_FILE = "model.onnx"
@@ -92,9 +91,7 @@ def build(options: Build) -> None:
     """Run the command; see the module docstring."""
     digest = check_certified(options.checkpoint)
     checkpoint = load_checkpoint(options.checkpoint)
-    texts = [row["text"] for row in islice(read_heldout(options.checkpoint), options.probe_texts)]
-    if not texts:
-        raise UsageError(f"{options.checkpoint / HELDOUT_FILE} holds no texts to compare the engine on; train and merge again")
+    texts = heldout_texts(options.checkpoint, options.probe_texts)
 
     def write_engine(folder: Path) -> dict[str, Any]:
         return dataclasses.asdict(write_onnx_engine(folder, checkpoint, texts))

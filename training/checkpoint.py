@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +130,11 @@ def write_tokenizer_config(folder: Path, run: dict[str, Any]) -> None:
 def read_heldout(folder: Path) -> Iterator[dict[str, str]]:
     """The held-out rows of a checkpoint: {"text", "label"}."""
     return read_json_lines(folder / HELDOUT_FILE)
+
+
+def heldout_texts(folder: Path, limit: int) -> list[str]:
+    """The first `limit` held-out texts, on which merge and build prove their work. Raises `UsageError` when there are none."""
+    texts = [row["text"] for row in islice(read_heldout(folder), limit)]
+    if not texts:
+        raise UsageError(f"{folder / HELDOUT_FILE} holds no texts to compare the logits on; train and merge again")
+    return texts

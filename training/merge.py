@@ -24,7 +24,7 @@ from training.adapter import WEIGHTS_FILE as ADAPTER_FILE
 from training.batches import encode
 from training.bert import BertForSequenceClassification
 from training.certificate import Certificate, certify
-from training.checkpoint import CERTIFICATE_FILE, HELDOUT_FILE, Checkpoint, load_checkpoint, read_heldout, write_common
+from training.checkpoint import CERTIFICATE_FILE, Checkpoint, heldout_texts, load_checkpoint, read_heldout, write_common
 from training.lora import HEAD, lora_modules
 from training.pretrained import WEIGHTS_FILE, load_model
 
@@ -114,9 +114,7 @@ def _certify_folder(checkpoint: Checkpoint, folder: Path, probe_texts: Sequence[
 def main(options: Merge) -> None:
     """Merge, and print what was measured."""
     checkpoint = load_checkpoint(options.checkpoint)
-    texts = [row["text"] for row, _ in zip(read_heldout(options.checkpoint), range(options.probe_texts), strict=False)]
-    if not texts:
-        raise UsageError(f"{options.checkpoint / HELDOUT_FILE} holds no texts to compare the logits on; train again")
+    texts = heldout_texts(options.checkpoint, options.probe_texts)
     certificate = merge_checkpoint(checkpoint, options.output, texts)
     worst = max(certificate.modules.values(), key=lambda module: module.max_abs_error / module.bound)
     print(
