@@ -25,7 +25,7 @@ from contract.command import Failure, UsageError, run_command
 from contract.files import read_json, sha256_of, write_bytes
 from contract.tensors import ATTENTION_MASK, INPUT_IDS, LOGITS
 from training.batches import encode
-from training.checkpoint import CERTIFICATE_FILE, Checkpoint, heldout_texts, load_checkpoint
+from training.checkpoint import CERTIFICATE_FILE, Checkpoint, heldout_rows, load_checkpoint
 from training.pretrained import WEIGHTS_FILE
 
 ENGINE_FILE = "model.onnx"
@@ -91,7 +91,12 @@ def build(options: Build) -> None:
     """Run the command; see the module docstring."""
     digest = check_certified(options.checkpoint)
     checkpoint = load_checkpoint(options.checkpoint)
-    texts = heldout_texts(options.checkpoint, options.probe_texts)
+    if checkpoint.model.config.num_features:
+        raise UsageError(
+            f"{options.checkpoint} reads numbers beside the text, and the served pipeline takes text alone; "
+            "build a checkpoint that was trained without --tabular"
+        )
+    texts = [row["text"] for row in heldout_rows(options.checkpoint, options.probe_texts)]
 
     def write_engine(folder: Path) -> dict[str, Any]:
         return dataclasses.asdict(write_onnx_engine(folder, checkpoint, texts))

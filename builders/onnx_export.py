@@ -113,7 +113,7 @@ def _attention(graph: _Graph, prefix: str, hidden: str, config: BertConfig) -> s
     bias = np.concatenate([graph.weights[f"{part}.bias"] for part in parts])  # [3D]
     name = f"{prefix}.attention.self.qkv"
     inputs = [hidden, graph.constant(f"{name}.weight.T", weight), graph.constant(f"{name}.bias", bias), ATTENTION_MASK]
-    return graph.add("Attention", inputs, f"{prefix}.attention.self", **_heads(config))
+    return graph.add("Attention", inputs, f"{prefix}.attention.self", **_heads(config, prefix))
 
 
 def _first_token_attention(graph: _Graph, prefix: str, hidden: str, config: BertConfig) -> tuple[str, str]:
@@ -125,11 +125,12 @@ def _first_token_attention(graph: _Graph, prefix: str, hidden: str, config: Bert
         product = graph.add("MatMul", [source, graph.transposed(f"{path}.weight")], f"{path}.matmul")
         projected.append(graph.add("Add", [product, graph.weight(f"{path}.bias")], path))
     inputs = [*projected, "", ATTENTION_MASK]
-    return graph.add("MultiHeadAttention", inputs, f"{prefix}.attention.self", **_heads(config)), first
+    return graph.add("MultiHeadAttention", inputs, f"{prefix}.attention.self", **_heads(config, prefix)), first
 
 
-def _heads(config: BertConfig) -> dict[str, Any]:
-    return {"domain": FUSED, "num_heads": config.num_attention_heads, "mask_filter_value": MASKED}
+def _heads(config: BertConfig, prefix: str) -> dict[str, Any]:
+    number = int(prefix.rsplit(".", 1)[1])
+    return {"domain": FUSED, "num_heads": config.layer_heads[number], "mask_filter_value": MASKED}
 
 
 def _residual(graph: _Graph, prefix: str, x: str, residual: str, config: BertConfig) -> str:

@@ -1,6 +1,6 @@
 """Encoded texts, and batches of them: bucketed by length under a token budget, so that little is padding.
 
-Shapes: B batch, T tokens.
+Shapes: B batch, T tokens, N numeric features.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ class Encoded:
     ids: list[list[int]]
     labels: list[int]
     truncated: list[bool]
+    features: Tensor | None = None
+    """Raw numbers beside each text, fp32 [rows, N]."""
 
     @property
     def lengths(self) -> list[int]:
@@ -41,15 +43,23 @@ class Batch:
     labels: Tensor  # [B] int64
     rows: list[int]
     """Where the rows stand in the `Encoded` they come from."""
+    features: Tensor | None = None  # [B, N] fp32
 
     def to(self, device: torch.device) -> Batch:
         """The batch on `device`."""
-        mask = None if self.attention_mask is None else self.attention_mask.to(device)
-        return Batch(self.input_ids.to(device), mask, self.labels.to(device), self.rows)
+        mask, features = (None if part is None else part.to(device) for part in (self.attention_mask, self.features))
+        return Batch(self.input_ids.to(device), mask, self.labels.to(device), self.rows, features)
 
 
-def encode(tokenizer: Tokenizer, texts: Sequence[str], labels: Sequence[int], *, progress: str = "") -> Encoded:
-    """Tokenize `texts`; `progress` names a progress bar, "" shows none."""
+def encode(
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    labels: Sequence[int],
+    *,
+    features: Sequence[Sequence[float]] | None = None,
+    progress: str = "",
+) -> Encoded:
+    """Tokenize `texts`; `features` are numbers beside each; `progress` names a progress bar, "" shows none."""
     ids: list[list[int]] = []
     truncated: list[bool] = []
     starts = range(0, len(texts), _ENCODE_CHUNK)
@@ -57,34 +67,38 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str], labels: Sequence[int], *,
         for encoding in tokenizer.encode_batch(list(texts[start : start + _ENCODE_CHUNK])):
             ids.append(encoding.ids)
             truncated.append(bool(encoding.overflowing))
-    return Encoded(ids, list(labels), truncated)
+    numbers = None if features is None else torch.tensor(features, dtype=torch.float32)
+    return Encoded(ids, list(labels), truncated, numbers)
 
 
-def plan_batches(lengths: Sequence[int], *, tokens_per_batch: int, shuffle_seed: int | None) -> list[list[int]]:
-    """Row numbers of each batch: rows x longest row <= `tokens_per_batch`, every row exactly once.
+def plan_batches(
+    lengths: Sequence[int], *, tokens_per_batch: int, shuffle_seed: int | None, batch_rows: int | None = None
+) -> list[list[int]]:
+    """Row numbers of each batch: rows x longest row <= `tokens_per_batch`, at most `batch_rows`, every row exactly once.
 
     With a seed the order is random and lengths are sorted only within windows of batches; None sorts everything, which
     pads least and suits evaluation. A text longer than the budget gets a batch of its own.
     """
     order = list(range(len(lengths)))
     if shuffle_seed is None:
-        return _cut(sorted(order, key=lengths.__getitem__), lengths, tokens_per_batch)
+        return _cut(sorted(order, key=lengths.__getitem__), lengths, tokens_per_batch, batch_rows)
     generator = random.Random(shuffle_seed)
     generator.shuffle(order)
     mean = max(1, sum(lengths) // max(1, len(lengths)))
-    window = max(1, tokens_per_batch // mean) * _SORT_WINDOW
+    window = max(1, min(tokens_per_batch // mean, batch_rows or len(order))) * _SORT_WINDOW
     batches: list[list[int]] = []
     for start in range(0, len(order), window):
-        batches += _cut(sorted(order[start : start + window], key=lengths.__getitem__), lengths, tokens_per_batch)
+        batches += _cut(sorted(order[start : start + window], key=lengths.__getitem__), lengths, tokens_per_batch, batch_rows)
     generator.shuffle(batches)
     return batches
 
 
-def _cut(order: Iterable[int], lengths: Sequence[int], tokens_per_batch: int) -> list[list[int]]:
-    """Cut rows, sorted by rising length, into batches within the budget."""
+def _cut(order: Iterable[int], lengths: Sequence[int], tokens_per_batch: int, batch_rows: int | None) -> list[list[int]]:
+    """Cut rows, sorted by rising length, into batches within the budgets."""
     batches: list[list[int]] = []
     for row in order:
-        if batches and (len(batches[-1]) + 1) * lengths[row] <= tokens_per_batch:
+        wanted = len(batches[-1]) + 1 if batches else 0
+        if wanted and wanted * lengths[row] <= tokens_per_batch and wanted <= (batch_rows or wanted):
             batches[-1].append(row)
         else:
             batches.append([row])
@@ -102,4 +116,5 @@ def collate(encoded: Encoded, rows: list[int], *, pad_token_id: int) -> Batch:
         torch.tensor(mask) if ragged else None,
         torch.tensor([encoded.labels[row] for row in rows]) if encoded.labels else torch.empty(0, dtype=torch.int64),
         rows,
+        None if encoded.features is None else encoded.features[rows],
     )

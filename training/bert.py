@@ -2,13 +2,13 @@
 
 Devlin et al. 2018 (https://arxiv.org/abs/1810.04805): embeddings, N post-norm transformer layers, a tanh pooler over
 the first token, a linear head. The names of the modules are the keys of Hugging Face checkpoints, so weights load by key.
-Not here: reading weights (`training.pretrained`), adapters (`training.lora`), the loss (`training.loop`).
+Not here: reading weights (`training.pretrained`), what trains (`training.strategies`), the loss (`training.loop`).
 
 The pooler reads the first token alone, so the last layer is computed for that token alone: the same logits, and of that layer
 only K, V and one query remain, a seventh of the work of a six-layer model saved, forward and backward.
 
 Shapes: B batch, T tokens, Q query tokens (T, in the last layer 1), D hidden, H heads, K head size (D / H), F feed-forward,
-C classes.
+C classes, N numeric features beside the text.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.attention import additive_mask, attend, compute_dtype
+
 
 @dataclass(frozen=True, kw_only=True)
 class BertConfig:
@@ -29,7 +31,8 @@ class BertConfig:
     vocab_size: int = 30522
     hidden_size: int = 768
     num_hidden_layers: int = 12
-    num_attention_heads: int = 12
+    num_attention_heads: int | tuple[int, ...] = 12
+    """One number for all layers, or one for each."""
     intermediate_size: int = 3072
     max_position_embeddings: int = 512
     type_vocab_size: int = 2
@@ -39,14 +42,24 @@ class BertConfig:
     attention_probs_dropout_prob: float = 0.1
     initializer_range: float = 0.02
     num_labels: int = 2
+    num_features: int = 0
+    """Numeric features that the head reads beside the text."""
 
     def __post_init__(self) -> None:
-        if self.hidden_size % self.num_attention_heads:
+        if len(self.layer_heads) != self.num_hidden_layers:
+            raise ValueError(f"num_attention_heads has {len(self.layer_heads)} numbers for {self.num_hidden_layers} layers")
+        if any(heads < 1 or self.hidden_size % heads for heads in self.layer_heads):
             raise ValueError(
                 f"hidden_size ({self.hidden_size}) must be divisible by num_attention_heads ({self.num_attention_heads})"
             )
         if not 0 <= self.pad_token_id < self.vocab_size:
             raise ValueError(f"pad_token_id ({self.pad_token_id}) must be within the vocabulary of {self.vocab_size}")
+
+    @property
+    def layer_heads(self) -> tuple[int, ...]:
+        """Attention heads of each layer."""
+        heads = self.num_attention_heads
+        return (heads,) * self.num_hidden_layers if isinstance(heads, int) else tuple(heads)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], **overrides: Any) -> BertConfig:
@@ -59,6 +72,8 @@ class BertConfig:
             raise ValueError("is_decoder is true; only encoders are supported")
         names = {field.name for field in dataclasses.fields(cls)}
         known = {key: value for key, value in values.items() if key in names and value is not None}
+        if isinstance(known.get("num_attention_heads"), list):
+            known["num_attention_heads"] = tuple(known["num_attention_heads"])
         return cls(**(known | overrides))
 
 
@@ -83,9 +98,9 @@ class BertEmbeddings(nn.Module):
 class BertSelfAttention(nn.Module):
     """Multi-head attention: softmax(Q K^T / sqrt(K)) V."""
 
-    def __init__(self, config: BertConfig) -> None:
+    def __init__(self, config: BertConfig, num_heads: int) -> None:
         super().__init__()
-        self.num_heads = config.num_attention_heads
+        self.num_heads = num_heads
         self.dropout_prob = config.attention_probs_dropout_prob
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
@@ -97,13 +112,8 @@ class BertSelfAttention(nn.Module):
         def heads(x: Tensor) -> Tensor:
             return x.view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)  # [B, T, D] -> [B, H, T, K]
 
-        context = F.scaled_dot_product_attention(
-            heads(self.query(queries)),
-            heads(self.key(hidden)),
-            heads(self.value(hidden)),
-            attn_mask=mask,
-            dropout_p=self.dropout_prob if self.training else 0.0,
-        )  # [B, H, Q, K]
+        dropout = self.dropout_prob if self.training else 0.0
+        context = attend(heads(self.query(queries)), heads(self.key(hidden)), heads(self.value(hidden)), mask, dropout=dropout)
         return context.transpose(1, 2).flatten(2)  # [B, Q, D]
 
 
@@ -124,9 +134,9 @@ class BertResidual(nn.Module):
 class BertAttention(nn.Module):
     """Self-attention and its residual."""
 
-    def __init__(self, config: BertConfig) -> None:
+    def __init__(self, config: BertConfig, num_heads: int) -> None:
         super().__init__()
-        self.self = BertSelfAttention(config)
+        self.self = BertSelfAttention(config, num_heads)
         self.output = BertResidual(config.hidden_size, config)
 
     def forward(self, queries: Tensor, hidden: Tensor, mask: Tensor | None) -> Tensor:
@@ -149,9 +159,9 @@ class BertIntermediate(nn.Module):
 class BertLayer(nn.Module):
     """Attention, then feed-forward, each with its residual."""
 
-    def __init__(self, config: BertConfig) -> None:
+    def __init__(self, config: BertConfig, num_heads: int) -> None:
         super().__init__()
-        self.attention = BertAttention(config)
+        self.attention = BertAttention(config, num_heads)
         self.intermediate = BertIntermediate(config)
         self.output = BertResidual(config.intermediate_size, config)
 
@@ -166,11 +176,11 @@ class BertEncoder(nn.Module):
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
-        self.layer = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
+        self.layer = nn.ModuleList(BertLayer(config, heads) for heads in config.layer_heads)
 
-    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        """[B, T, D] -> the first token's last hidden state, [B, 1, D]."""
-        *inner, last = self.layer
+    def forward(self, hidden: Tensor, mask: Tensor | None, start: int = 0) -> Tensor:
+        """[B, T, D], the input of layer `start` -> the first token's last hidden state, [B, 1, D]."""
+        *inner, last = self.layer[start:]
         for layer in inner:
             hidden = layer(hidden, hidden, mask)
         # Contiguous, since torch multiplies strided batches by one of two ways that round differently.
@@ -200,12 +210,55 @@ class BertModel(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None) -> Tensor:
         """[B, T] -> pooled [B, D]."""
-        hidden = self.embeddings(input_ids, token_type_ids)
-        return self.pooler(self.encoder(hidden, additive_mask(attention_mask, hidden)))  # type: ignore[no-any-return]
+        return self.suffix(self.embed(input_ids, token_type_ids), attention_mask)
+
+    def embed(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        """[B, T] -> [B, T, D], the input of the first layer.
+
+        Under autocast already in its type: the residuals then stay in it, which halves what every sum and LayerNorm reads
+        and writes. LayerNorm's own sums are fp32 inside torch, whatever it reads.
+        """
+        hidden: Tensor = self.embeddings(input_ids, token_type_ids)
+        return hidden.to(compute_dtype(hidden))
+
+    def prefix(self, input_ids: Tensor, attention_mask: Tensor | None, layers: int) -> Tensor:
+        """[B, T] -> [B, T, D] behind the first `layers` layers: what a frozen beginning gives the rest."""
+        hidden = self.embed(input_ids)
+        mask = additive_mask(attention_mask, hidden.dtype)
+        for layer in self.encoder.layer[:layers]:
+            hidden = layer(hidden, hidden, mask)
+        return hidden
+
+    def suffix(self, hidden: Tensor, attention_mask: Tensor | None, start: int = 0) -> Tensor:
+        """[B, T, D], the input of layer `start` -> pooled [B, D]."""
+        mask = additive_mask(attention_mask, hidden.dtype)
+        return self.pooler(self.encoder(hidden, mask, start))  # type: ignore[no-any-return]
+
+
+class TabularHead(nn.Module):
+    """A linear head over the pooled text and z-scored numbers; the training part's mean and deviation lie with the weights."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(config.num_features))
+        self.register_buffer("std", torch.ones(config.num_features))
+        self.classifier = nn.Linear(config.hidden_size + config.num_features, config.num_labels)
+
+    def forward(self, pooled: Tensor, features: Tensor) -> Tensor:
+        """[B, D] and raw [B, N] -> [B, C]."""
+        scores = (features - self.mean) / self.std
+        return self.classifier(torch.cat([pooled, scores.to(pooled.dtype)], dim=1))  # type: ignore[no-any-return]
 
 
 class BertForSequenceClassification(nn.Module):
-    """BERT with a linear head over the pooled first token. New weights are drawn as in BERT: normal, std 0.02."""
+    """BERT with a linear head over the pooled first token. New weights are drawn as in BERT: normal, std 0.02.
+
+    With numeric features the head is `tabular`, and `classifier` stays unused: so did the published tabular model, and so
+    transformers finds every key of its own in the weights file.
+    """
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -213,6 +266,7 @@ class BertForSequenceClassification(nn.Module):
         self.bert = BertModel(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.tabular = TabularHead(config) if config.num_features else None
         self.apply(self._init_weights)
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -223,35 +277,36 @@ class BertForSequenceClassification(nn.Module):
         if isinstance(module, nn.Embedding) and module.padding_idx is not None:
             nn.init.zeros_(module.weight[module.padding_idx])
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        features: Tensor | None = None,
+    ) -> Tensor:
         """Logits of a batch.
 
         Args:
             input_ids: int32 or int64 [B, T], 1 <= T <= `max_position_embeddings`.
             attention_mask: [B, T], non-zero where there is a token; None when nothing is padded.
             token_type_ids: [B, T]; None means type 0 everywhere, as in single-text classification.
+            features: [B, N], raw, exactly when the model has numeric features.
 
         Returns:
             [B, C].
 
         Raises:
-            ValueError: T is out of range.
+            ValueError: T is out of range, or features are missing or not asked for.
         """
         tokens = input_ids.shape[1]
         if not 1 <= tokens <= self.config.max_position_embeddings:
             raise ValueError(f"{tokens} tokens; this model reads 1 to {self.config.max_position_embeddings}")
-        return self.classifier(self.dropout(self.bert(input_ids, attention_mask, token_type_ids)))  # type: ignore[no-any-return]
+        return self.classify(self.bert(input_ids, attention_mask, token_type_ids), features)
 
-
-def additive_mask(attention_mask: Tensor | None, hidden: Tensor) -> Tensor | None:
-    """[B, T] of ones and zeros -> [B, 1, 1, T] of 0 and the lowest finite number; None stays None.
-
-    Finite, because a row whose every token is padding would turn into NaN under -inf. In the dtype that attention
-    computes in: under autocast that is the autocast type, not the type of `hidden`.
-    """
-    if attention_mask is None:
-        return None
-    device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-    padding = attention_mask[:, None, None, :] == 0
-    return torch.zeros(padding.shape, dtype=dtype, device=hidden.device).masked_fill(padding, torch.finfo(dtype).min)
+    def classify(self, pooled: Tensor, features: Tensor | None = None) -> Tensor:
+        """Pooled [B, D] and, where the model has them, features [B, N] -> logits [B, C]."""
+        given = 0 if features is None else features.shape[1]
+        if given != self.config.num_features:
+            raise ValueError(f"{given} numeric features for each text; this model reads {self.config.num_features}")
+        pooled = self.dropout(pooled)
+        return self.classifier(pooled) if self.tabular is None else self.tabular(pooled, features)  # type: ignore[no-any-return]

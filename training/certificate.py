@@ -15,7 +15,7 @@ from torch import Tensor
 
 from training.batches import Encoded
 from training.bert import BertForSequenceClassification
-from training.loop import compute_logits
+from training.evaluation import compute_logits
 from training.lora import LoraLinear, lora_modules
 
 LOGIT_BOUND = 1e-5

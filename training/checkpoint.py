@@ -4,26 +4,35 @@ config.json          the model in Hugging Face's terms, with the label names
 tokenizer.json       the tokenizer, truncating where training truncated
 run.json             how it came about: configuration, seed, versions, data hashes, metrics
 heldout.jsonl        the test part, never trained on: one {"text", "label"} a line
-adapter_*            of a fine-tuned checkpoint (see `training.adapter`)
-model.safetensors    of a merged checkpoint; transformers loads that folder as it is
+heldout.jsonl also holds the "features" of a model that reads numbers beside the text
+predictions.jsonl    what the model answered on the test part: one {"label", "predicted", "logits"} a line
+metrics.jsonl        the figures of each epoch, and those of the test part
+adapter_*            of a checkpoint trained with LoRA (see `training.adapter`)
+model.safetensors    of every other checkpoint, and of a merged one; transformers loads that folder as it is
 merge_certificate.json   of a merged checkpoint (see `training.merge`)
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from contract.command import UsageError
-from contract.files import read_json, read_json_lines, sha256_of, write_bytes, write_json, write_json_lines
-from training.adapter import base_name, is_adapter, load_adapter
+from contract.files import read_json, read_json_lines, sha256_of, whole_file, write_bytes, write_json, write_json_lines
+from training.adapter import base_name, is_adapter, load_adapter, save_adapter
+from training.assemble import Task
+from training.batches import Encoded, encode
 from training.bert import BertConfig, BertForSequenceClassification
-from training.pretrained import WEIGHTS_FILE, find_base, load_model, load_tokenizer
+from training.lora import lora_modules
+from training.masked import unmask
+from training.options import Finetune
+from training.pretrained import EMBEDDED, WEIGHTS_FILE, find_base, load_model, load_tokenizer
 
 RUN_FILE = "run.json"
 HELDOUT_FILE = "heldout.jsonl"
@@ -43,8 +52,22 @@ class Checkpoint:
 
     @property
     def merged(self) -> bool:
-        """Whether the folder holds plain BERT weights."""
-        return not is_adapter(self.folder)
+        """Whether `training.merge` wrote the folder."""
+        return (self.folder / CERTIFICATE_FILE).exists()
+
+    def encode(self, rows: Sequence[dict[str, Any]]) -> Encoded:
+        """Rows with a "text" each, and "features" where the model reads them, as the model's input.
+
+        Raises:
+            UsageError: a row lacks the features, or has another number of them.
+        """
+        wanted = self.model.config.num_features
+        for row in rows:
+            given = row.get("features") or []
+            if wanted and not (len(given) == wanted and all(isinstance(number, int | float) for number in given)):
+                raise UsageError(f'"features" is {given!r}; {self.folder} reads {wanted} numbers beside each text')
+        features = [row["features"] for row in rows] if wanted else None
+        return encode(self.tokenizer, [row["text"] for row in rows], [], features=features)
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
@@ -63,13 +86,13 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{folder / RUN_FILE} is not that of a training run ({error!r}); train again") from error
     if is_adapter(folder):
-        model = _load_adapted(folder, base_sha256, num_labels=len(labels))
+        model = _load_adapted(folder, base_sha256, config, num_labels=len(labels))
     else:
         model, _ = load_model(folder, num_labels=len(labels), new_head=False)
     return Checkpoint(folder, model.eval(), load_tokenizer(folder, max_length=max_length), labels, max_length, run)
 
 
-def _load_adapted(folder: Path, base_sha256: str, *, num_labels: int) -> BertForSequenceClassification:
+def _load_adapted(folder: Path, base_sha256: str, config: dict[str, Any], *, num_labels: int) -> BertForSequenceClassification:
     base = find_base(base_name(folder))
     if not (base / WEIGHTS_FILE).exists():
         raise UsageError(f"{base / WEIGHTS_FILE} is missing, on which {folder} was trained; restore that base, or train again")
@@ -78,7 +101,15 @@ def _load_adapted(folder: Path, base_sha256: str, *, num_labels: int) -> BertFor
         raise UsageError(
             f"the base {base} has sha256 {digest}, but {folder} was trained on {base_sha256}; restore that base, or train again"
         )
-    model, _ = load_model(base, num_labels=num_labels, new_head=True)
+    ours = BertConfig.from_dict(config)
+    model, _ = load_model(
+        base,
+        num_labels=num_labels,
+        new_head=True,
+        max_positions=ours.max_position_embeddings,
+        num_attention_heads=ours.num_attention_heads,
+        num_features=ours.num_features,
+    )
     load_adapter(model, folder)
     return model
 
@@ -91,6 +122,37 @@ def read_labels(config: dict[str, Any], folder: Path) -> list[str]:
     return [str(names[str(number)]) for number in range(len(names))]
 
 
+def write_checkpoint(
+    folder: Path, model: BertForSequenceClassification, task: Task, options: Finetune, run: dict[str, Any]
+) -> None:
+    """Write what a run trained: the adapter alone where it was LoRA, the whole model otherwise. Masks are folded in."""
+    unmask(model)
+    if next(lora_modules(model), None) is None:
+        write_weights(folder, model)
+    else:
+        save_adapter(model, folder, base=options.base if options.base == EMBEDDED else str(task.base.absolute()))
+    dataset, features = task.dataset, model.config.num_features
+    write_common(
+        folder,
+        config=model.config,
+        labels=dataset.names,
+        tokenizer_json=task.tokenizer.to_str(),
+        run=run,
+        heldout=(
+            {"text": dataset.texts[row], "label": dataset.names[dataset.labels[row]]}
+            | ({"features": dataset.features[row]} if features else {})
+            for row in task.split.test
+        ),
+    )
+
+
+def write_weights(folder: Path, model: BertForSequenceClassification) -> None:
+    """Write the whole model as `model.safetensors`, under Hugging Face's names."""
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    with whole_file(folder / WEIGHTS_FILE) as temporary:
+        save_file(tensors, temporary, {"format": "pt"})
+
+
 def write_common(
     folder: Path,
     *,
@@ -98,7 +160,7 @@ def write_common(
     labels: list[str],
     tokenizer_json: str,
     run: dict[str, Any],
-    heldout: Iterable[dict[str, str]],
+    heldout: Iterable[dict[str, Any]],
 ) -> None:
     """Write what every checkpoint has, whatever its weights."""
     values = dataclasses.asdict(config)
@@ -127,14 +189,14 @@ def write_tokenizer_config(folder: Path, run: dict[str, Any]) -> None:
     write_json(folder / "tokenizer_config.json", values | special)
 
 
-def read_heldout(folder: Path) -> Iterator[dict[str, str]]:
-    """The held-out rows of a checkpoint: {"text", "label"}."""
+def read_heldout(folder: Path) -> Iterator[dict[str, Any]]:
+    """The held-out rows of a checkpoint: {"text", "label"}, and "features" where the model reads them."""
     return read_json_lines(folder / HELDOUT_FILE)
 
 
-def heldout_texts(folder: Path, limit: int) -> list[str]:
-    """The first `limit` held-out texts, on which merge and build prove their work. Raises `UsageError` when there are none."""
-    texts = [row["text"] for row in islice(read_heldout(folder), limit)]
-    if not texts:
+def heldout_rows(folder: Path, limit: int) -> list[dict[str, Any]]:
+    """The first `limit` held-out rows, on which merge and build prove their work. Raises `UsageError` when there are none."""
+    rows = list(islice(read_heldout(folder), limit))
+    if not rows:
         raise UsageError(f"{folder / HELDOUT_FILE} holds no texts to compare the logits on; train and merge again")
-    return texts
+    return rows

@@ -1,245 +1,264 @@
-"""Fine-tune BERT with LoRA on labelled texts and write a checkpoint folder.
+"""Fine-tune BERT on labelled texts and write a checkpoint folder.
 
     python -m training.finetune --output build/finetuned
+    python -m training.finetune --strategy last --k 2 --dataset imdb --data aclImdb --output build/imdb
     python -m training.finetune --dataset csv --data reviews.csv --text review --label stars --output build/reviews
+    torchrun --nproc-per-node 2 -m training.finetune --output build/finetuned
 
-The test part is evaluated once, at the end, with the epoch that the validation part chose. Merge the result with
+SIGTERM or Ctrl-C saves the run within one step; the same command with --resume continues it to the same bits. The test
+part is evaluated once, at the end, with the epoch that the validation part chose. Prove and merge the result with
 `python -m training.merge`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import os
-import platform
+import glob
+import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
 import tyro
+from torch import Tensor
 
 from contract.command import UsageError, run_command
-from contract.files import new_folder, sha256_of
-from training.adapter import adapter_bytes, save_adapter
-from training.batches import Encoded, encode
+from contract.files import new_folder, write_json_lines
+from training.adapter import adapter_bytes
+from training.assemble import Task, build_model, read_task
 from training.bert import BertForSequenceClassification
-from training.checkpoint import write_common
-from training.datasets import Dataset, DatasetName, read_dataset
-from training.loop import EpochResult, Precision, evaluate, fit, resolve_precision, seed_everything
-from training.lora import check_rank, count_parameters, inject_lora
-from training.pretrained import EMBEDDED, WEIGHTS_FILE, find_base, load_model, load_tokenizer
-from training.split import Split, hash_rows, split_dataset
+from training.checkpoint import write_checkpoint
+from training.distributed import Workers, choose_device, join_workers
+from training.evaluation import EVALUATION_FACTOR, compute_logits, measure, resolve_precision
+from training.loop import EpochResult, Plan, Training
+from training.metrics import Metrics
+from training.options import Finetune
+from training.prefix import PrefixCache
+from training.recheck import recheck
+from training.record import PREDICTIONS_FILE, describe_run, epoch_row, identify, peak_memory_bytes, reset_peak_memory
+from training.state import STATE_FILE, Interrupted, StopSignals, load_state, state_folder
+from training.strategies import lowest_trained_layer
+from training.tracking import METRICS_FILE, MetricsLog, Tracker, open_tracker
+
+__all__ = ["Finetune", "finetune"]
+
+PROJECT = "bert-on-triton"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Finetune:
-    """Fine-tune BERT with LoRA and write a checkpoint folder."""
+def finetune(options: Finetune, *, on_epoch: Callable[[EpochResult], None] | None = None) -> None:
+    """Run the whole of it; see the module docstring. `on_epoch` is called after each validation of the first process.
 
-    output: Path
-    """Folder to write; it must not exist."""
-    dataset: DatasetName = "docstrings"
-    """docstrings: of the installed libraries. stackoverflow: Kaggle's closed questions. csv: any CSV."""
-    data: Path | None = None
-    """CSV file, plain or .gz, for stackoverflow and csv."""
-    text: str | None = None
-    """Column of the texts, for csv."""
-    label: str | None = None
-    """Column of the labels, for csv."""
-    drop_empty: bool = False
-    """Leave out rows with an empty text or label instead of stopping at them."""
-    train_rows: int | None = None
-    """Train on at most this many rows, drawn at random."""
-    validation_share: float = 0.1
-    """Share of the rows that chooses the best epoch."""
-    test_share: float = 0.2
-    """Share of the rows that is evaluated once at the end."""
-    base: str = EMBEDDED
-    """Base model: minilm (embedded), a Hugging Face BERT folder, or a hub name."""
-    rank: int = 8
-    """LoRA rank r: the inner dimension of the update, an integer of at least 1."""
-    alpha: float = 16.0
-    """LoRA alpha; the update is scaled by alpha / rank."""
-    lora_dropout: float = 0.0
-    """Dropout before lora_A, in [0, 1). On a CPU drawing it costs a third of the training time."""
-    targets: tuple[str, ...] = ("query", "key", "value", "dense")
-    """Linear layers to adapt: ends of module paths (query fits every ...self.query) or shell patterns over whole paths."""
-    layers: tuple[int, ...] | None = None
-    """Encoder layers to adapt, 0 next to the input; all of them when left out."""
-    dropout: float = 0.0
-    """Dropout of the base model while training; LoRA has its own."""
-    max_length: int = 128
-    """Tokens read of a text; what is longer is truncated, in training and in serving alike."""
-    epochs: int = 2
-    """Passes over the training part."""
-    learning_rate: float = 1e-3
-    """Peak learning rate."""
-    weight_decay: float = 0.01
-    """AdamW's decay of matrices; vectors are not decayed."""
-    warmup_share: float = 0.06
-    """Share of the steps over which the learning rate rises."""
-    tokens_per_batch: int = 2048
-    """Budget of one batch: texts x longest text."""
-    precision: Precision = "auto"
-    """auto takes bf16 autocast where the hardware has it."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto takes cuda where there is one."""
-    threads: int = 0
-    """CPU threads; 0 leaves the choice to torch."""
-    seed: int = 0
-    """Of the split, the initial weights, the order of the texts and dropout."""
-
-    def __post_init__(self) -> None:
+    Raises:
+        UsageError: options, data or a base that cannot be used; an output or an interrupted run that exists.
+        Failure: the training diverged, memory or disk ran out.
+        SystemExit: SIGTERM or SIGINT came and the run is saved; 128 + the signal's number.
+    """
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    with join_workers() as workers:
+        if options.resume and options.output.exists():
+            _say(workers, f"{options.output} is finished already")
+            if workers.first:
+                shutil.rmtree(state_folder(options.output), ignore_errors=True)  # where a kill came between the two
+            return
+        state = _open_state(options, workers)
+        started = time.perf_counter()
         try:
-            check_rank(self.rank)
-        except ValueError as error:
-            raise UsageError(f"--rank: {error}") from error
-        if self.max_length < 3:  # the tokenizer would not truncate at all below 2
-            raise UsageError(f"--max-length is {self.max_length}; it must be at least 3: [CLS], one token of the text, [SEP]")
-        at_least_one = {"epochs": self.epochs, "tokens-per-batch": self.tokens_per_batch}
-        if self.train_rows is not None:
-            at_least_one["train-rows"] = self.train_rows
-        for name, number in at_least_one.items():
-            if number < 1:
-                raise UsageError(f"--{name} is {number}; it must be at least 1")
-        for name, share in {
-            "lora-dropout": self.lora_dropout,
-            "dropout": self.dropout,
-            "warmup-share": self.warmup_share,
-        }.items():
-            if not 0 <= share < 1:
-                raise UsageError(f"--{name} is {share}; it must be in [0, 1)")
-        if not (self.validation_share > 0 and self.test_share > 0 and self.validation_share + self.test_share < 1):
-            raise UsageError(
-                f"--validation-share {self.validation_share} and --test-share {self.test_share} must be above 0 and sum below 1"
-            )
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise UsageError("--device is cuda, but torch sees no CUDA device; use cpu, or auto")
-        if self.learning_rate <= 0 or self.weight_decay < 0:
-            raise UsageError(
-                f"--learning-rate {self.learning_rate} must be above 0, --weight-decay {self.weight_decay} not below 0"
-            )
+            output = new_folder(options.output) if workers.first else contextlib.nullcontext()
+            with StopSignals().caught(), output as folder:  # while nothing trains too: reading, evaluating, writing
+                _train(_prepare(options, workers, state), folder, on_epoch)
+        except Interrupted as signal:
+            saved = (state / STATE_FILE).exists()
+            kept = f"the run is saved in {state}; continue it by the same command with --resume"
+            _say(workers, f"\n{signal}: {kept if saved else 'nothing was trained yet, and nothing is kept'}")
+            raise SystemExit(128 + signal.number) from None
+        finally:
+            if workers.first and (options.output.exists() or not (state / STATE_FILE).exists()):
+                shutil.rmtree(state)
+    if workers.first:
+        size = f" (adapter and head: {adapter_bytes(options.output) / 1e6:.2f} MB)" if options.strategy == "lora" else ""
+        print(f"wrote {options.output}{size} in {time.perf_counter() - started:.0f} s")
+
+
+def _open_state(options: Finetune, workers: Workers) -> Path:
+    """The folder of the run's state, made where it is missing. Raises UsageError when one is there and not asked for."""
+    state = state_folder(options.output)
+    if workers.first:
+        if options.output.exists():
+            raise UsageError(f"the output {options.output} exists already; name another one, or remove it first")
+        if (state / STATE_FILE).exists() and not options.resume:
+            raise UsageError(f"{state} holds an interrupted run; continue it with --resume, or remove that folder")
+        if state.exists() and not (state / STATE_FILE).exists():
+            shutil.rmtree(state)  # of a run that was killed before it saved anything
+        if options.resume:
+            _remove_halves(options.output, state)
+        state.mkdir(parents=True, exist_ok=True)
+    return state
+
+
+def _remove_halves(output: Path, state: Path) -> None:
+    """Remove what a kill left half-written beside `output` and in `state`."""
+    for folder in output.parent.glob(f".{glob.escape(output.name)}.partial-*"):
+        shutil.rmtree(folder)
+    for file in state.glob(f".{STATE_FILE}.*"):
+        file.unlink()
 
 
 @dataclass(frozen=True)
-class Parts:
-    """The encoded parts of the split."""
+class _Run:
+    """One run, ready to train."""
 
-    train: Encoded
-    validation: Encoded
-    test: Encoded
+    options: Finetune
+    workers: Workers
+    state: Path
+    task: Task
+    model: BertForSequenceClassification
+    description: str
+    dtype: torch.dtype
 
 
-def finetune(options: Finetune) -> None:
-    """Run the whole of it; see the module docstring."""
-    started = time.perf_counter()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    with new_folder(options.output) as folder:
-        base = find_base(options.base)
-        dataset = read_dataset(
-            options.dataset,
-            data=options.data,
-            text=options.text,
-            label=options.label,
-            drop_empty=options.drop_empty,
-            seed=options.seed,
+def _prepare(options: Finetune, workers: Workers, state: Path) -> _Run:
+    reset_peak_memory()
+    device = choose_device(options.device)
+    task = read_task(options, progress=workers.first)
+    model, description = build_model(options, task, device)
+    run = _Run(options, workers, state, task, model, description, resolve_precision(options.precision, device))
+    _say(workers, description)
+    _say(workers, _describe_task(run))
+    return run
+
+
+def _train(run: _Run, folder: Path | None, on_epoch: Callable[[EpochResult], None] | None) -> None:
+    """Train, evaluate the test part, and, in the process that has a `folder`, write the checkpoint into it."""
+    log = MetricsLog(run.state / METRICS_FILE)
+    with _tracked(run) as tracker:
+
+        def report(result: EpochResult) -> None:
+            if run.workers.first:
+                _print_epoch(result)
+                log.append(epoch_row(result))
+                tracker.log({key: value for key, value in epoch_row(result).items() if key != "epoch"}, result.epoch)
+            if on_epoch:
+                on_epoch(result)
+
+        epochs = [] if run.options.strategy == "none" else _fit(run, report)
+        logits = compute_logits(
+            run.model,
+            run.task.test,
+            tokens_per_batch=run.options.tokens_per_batch * EVALUATION_FACTOR,
+            progress="test" if run.workers.first else "",
+            workers=run.workers,
         )
-        split = split_dataset(
-            dataset,
-            validation_share=options.validation_share,
-            test_share=options.test_share,
-            train_rows=options.train_rows,
-            seed=options.seed,
-        )
-        model = build_model(options, base, num_labels=len(dataset.names))
-        tokenizer = load_tokenizer(base, max_length=options.max_length)
-        parts = Parts(
-            *(
-                encode(
-                    tokenizer,
-                    [dataset.texts[row] for row in rows],
-                    [dataset.labels[row] for row in rows],
-                    progress=f"tokenizing {part}",
-                )
-                for part, rows in (("train", split.train), ("validation", split.validation), ("test", split.test))
-            )
-        )
-        epochs, test = train(options, model, parts)
-        save_adapter(model, folder, base=options.base if options.base == EMBEDDED else str(base.absolute()))
-        write_common(
-            folder,
-            config=model.config,
-            labels=dataset.names,
-            tokenizer_json=tokenizer.to_str(),
-            run=describe_run(options, base, dataset=dataset, split=split, parts=parts, epochs=epochs)
-            | {"test": dataclasses.asdict(test)},
-            heldout=({"text": dataset.texts[row], "label": dataset.names[dataset.labels[row]]} for row in split.test),
-        )
-        size = adapter_bytes(folder)
-    print(f"wrote {options.output} (adapter and head: {size / 1e6:.2f} MB) in {time.perf_counter() - started:.0f} s")
+        if folder is not None:
+            test = measure(logits, run.task.test.labels)
+            best = max((result.epoch for result in epochs if result.best), default=0)
+            print(f"test, {f'with epoch {best}' if best else 'untrained'}: {test}")
+            log.append({"part": "test", **dataclasses.asdict(test)})
+            tracker.log({f"test/{key}": value for key, value in dataclasses.asdict(test).items()}, len(epochs))
+            _write(run, folder, epochs, logits, test)
+            tracker.log_checkpoint(folder)
 
 
-def build_model(options: Finetune, base: Path, *, num_labels: int) -> BertForSequenceClassification:
-    """The base model with fresh adapters and head, seeded, on its device."""
-    seed_everything(options.seed)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
-    model, report = load_model(
-        base,
-        num_labels=num_labels,
-        new_head=True,
-        hidden_dropout_prob=options.dropout,
-        attention_probs_dropout_prob=options.dropout,
+def _write(run: _Run, folder: Path, epochs: list[EpochResult], logits: Tensor, test: Metrics) -> None:
+    names = run.task.dataset.names
+    rows = zip(run.task.test.labels, logits.argmax(1).tolist(), logits.tolist(), strict=True)
+    predictions = ({"label": names[true], "predicted": names[got], "logits": scores} for true, got, scores in rows)
+    write_json_lines(folder / PREDICTIONS_FILE, predictions)
+    shutil.copy(run.state / METRICS_FILE, folder / METRICS_FILE)
+    record = describe_run(
+        run.options,
+        run.task,
+        run.model,
+        description=run.description,
+        epochs=epochs,
+        test=test,
+        peak_bytes=peak_memory_bytes(next(run.model.parameters()).device),
+        processes=run.workers.count,
     )
-    if options.max_length > model.config.max_position_embeddings:
-        raise UsageError(
-            f"--max-length is {options.max_length}; {options.base} reads at most {model.config.max_position_embeddings} tokens"
-        )
-    try:
-        paths = inject_lora(
-            model,
-            options.targets,
-            rank=options.rank,
-            alpha=options.alpha,
-            dropout=options.lora_dropout,
-            layers=options.layers,
-        )
-    except ValueError as error:
-        raise UsageError(f"--targets or --layers: {error}") from error
-    trainable, total = count_parameters(model)
-    print(f"base {options.base}: {len(report.loaded)} tensors loaded; new: {', '.join(report.initialised)}")
-    print(f"LoRA rank {options.rank} on {len(paths)} layers: {trainable:,} of {total:,} parameters ({trainable / total:.2%})")
-    return model.to(device)
+    write_checkpoint(folder, run.model, run.task, run.options, record)
+    recheck(folder)
 
 
-def train(options: Finetune, model: BertForSequenceClassification, parts: Parts) -> tuple[list[EpochResult], Any]:
-    """Fit, printing each epoch, then evaluate the test part once."""
-    dtype = resolve_precision(options.precision, next(model.parameters()).device)
-    tokens = sum(parts.train.lengths)
-    print(
-        f"{len(parts.train.ids)} training texts ({tokens / len(parts.train.ids):.0f} tokens on average, "
-        f"{sum(parts.train.truncated) / len(parts.train.ids):.1%} truncated), {len(parts.validation.ids)} validation, "
-        f"{len(parts.test.ids)} test; {str(dtype).removeprefix('torch.')} on {torch.get_num_threads()} threads"
-    )
-    results = fit(
-        model,
-        parts.train,
-        parts.validation,
+def _fit(run: _Run, report: Callable[[EpochResult], None]) -> list[EpochResult]:
+    options = run.options
+    plan = Plan(
         epochs=options.epochs,
         learning_rate=options.learning_rate,
         weight_decay=options.weight_decay,
         warmup_share=options.warmup_share,
+        schedule=options.schedule,
         tokens_per_batch=options.tokens_per_batch,
-        dtype=dtype,
+        batch_rows=options.batch_rows,
+        dtype=run.dtype,
         seed=options.seed,
-        on_epoch=_print_epoch,
+        save_every_s=options.save_every_s,
     )
-    test = evaluate(model, parts.test, tokens_per_batch=options.tokens_per_batch, dtype=torch.float32, progress="test")
-    best = max(result.epoch for result in results if result.best)
-    print(f"test, with epoch {best}: {test}")
-    return results, test
+    training = Training(
+        run.model,
+        run.task.train,
+        run.task.validation,
+        plan,
+        workers=run.workers,
+        state_file=run.state / STATE_FILE,
+        identity=identify(options, run.task, run.workers.count),
+        cache=_cache(run),
+    )
+    if options.resume and (run.state / STATE_FILE).exists():
+        _continue(run, training)
+    return training.fit(report)
+
+
+def _continue(run: _Run, training: Training) -> None:
+    """Take up the saved state. Raises UsageError when it is that of another run."""
+    tensors, values = load_state(run.state / STATE_FILE)
+    was, now = values["identity"], training.identity
+    different = [f"{key} was {was.get(key)!r}, is {now[key]!r}" for key in now if was.get(key) != now[key]]
+    if different:
+        raise UsageError(
+            f"--resume cannot continue {run.state}: {'; '.join(different)}. Use the same again, or remove that folder"
+        )
+    training.restore(tensors, values)
+    _say(run.workers, f"continuing in epoch {len(training.results) + 1}, after batch {training.done}")
+
+
+def _cache(run: _Run) -> PrefixCache | None:
+    if not run.options.cache_prefix:
+        return None
+    layers = min(lowest_trained_layer(run.model), len(run.model.bert.encoder.layer) - 1)
+    if layers < 1 or run.workers.count > 1:
+        raise UsageError(
+            f"--cache-prefix needs a frozen layer below the lowest trained one and one process; the model has {layers} such "
+            f"layers, and {run.workers.count} process(es) run: choose --strategy last, or --layers of the head side"
+        )
+    path = run.state / "prefix.bin"
+    path.unlink(missing_ok=True)
+    tokens = run.options.tokens_per_batch
+    return PrefixCache(run.model, run.task.train, path, layers=layers, tokens_per_batch=tokens, dtype=run.dtype)
+
+
+def _tracked(run: _Run) -> Tracker:
+    """The tracker that was asked for, in the first process alone; its local files lie beside the output."""
+    return open_tracker(
+        run.options.track if run.workers.first else "none",
+        folder=run.state.with_name("runs"),
+        project=PROJECT,
+        run_name=run.options.output.name,
+        configuration=run.options.to_json(),
+    )
+
+
+def _describe_task(run: _Run) -> str:
+    train, workers = run.task.train, run.workers
+    texts = len(train.ids)
+    return (
+        f"{texts} training texts ({sum(train.lengths) / texts:.0f} tokens on average, "
+        f"{sum(train.truncated) / texts:.1%} truncated), {len(run.task.validation.ids)} validation, "
+        f"{len(run.task.test.ids)} test; {str(run.dtype).removeprefix('torch.')} on {torch.get_num_threads()} threads"
+        + (f" of each of {workers.count} processes" if workers.count > 1 else "")
+    )
 
 
 def _print_epoch(result: EpochResult) -> None:
@@ -250,27 +269,9 @@ def _print_epoch(result: EpochResult) -> None:
     )
 
 
-def describe_run(
-    options: Finetune, base: Path, *, dataset: Dataset, split: Split, parts: Parts, epochs: list[EpochResult]
-) -> dict[str, Any]:
-    """The content of `run.json`, from the objects in hand."""
-    configuration = {
-        key: str(value) if isinstance(value, Path) else value for key, value in dataclasses.asdict(options).items()
-    }
-    rows = {"train": split.train, "validation": split.validation, "test": split.test}
-    return {
-        "configuration": configuration,
-        "base": {"source": options.base, "sha256": sha256_of(base / WEIGHTS_FILE)},
-        "data": {
-            "name": dataset.name,
-            "labels": dataset.names,
-            "parts": {part: {"rows": len(numbers), "sha256": hash_rows(dataset, numbers)} for part, numbers in rows.items()},
-            "truncated_share": sum(parts.train.truncated) / len(parts.train.truncated),
-        },
-        "epochs": [dataclasses.asdict(result) for result in epochs],
-        "machine": {"python": platform.python_version(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()},
-        "versions": {name: version(name) for name in ("torch", "tokenizers", "safetensors", "numpy")},
-    }
+def _say(workers: Workers, text: str) -> None:
+    if workers.first:
+        print(text, flush=True)
 
 
 if __name__ == "__main__":

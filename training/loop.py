@@ -1,17 +1,21 @@
-"""The training loop: AdamW, warm-up and linear decay, autocast, and the best epoch kept by validation loss.
+"""The training loop: AdamW, warm-up and decay, autocast, the best epoch by validation loss; stoppable after any step.
+
+A run that was stopped or killed and is continued from its last state ends with the same bits as one that was not.
 
 Shapes: B batch, T tokens, C classes.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
+import signal
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,14 +24,36 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from contract.command import Failure
-from training.batches import Encoded, collate, plan_batches
+from training.batches import Batch, Encoded, collate, plan_batches
 from training.bert import BertForSequenceClassification
-from training.metrics import Metrics, compute_metrics
-
-Precision = Literal["auto", "fp32", "bf16"]
+from training.distributed import ALONE, Workers
+from training.evaluation import autocast, evaluate, frozen_linears_in
+from training.metrics import Metrics
+from training.optimizer import learning_rate_factor, make_optimizer
+from training.prefix import PrefixCache
+from training.state import Interrupted, StopSignals, save_state
 
 MAX_GRADIENT_NORM = 1.0
-EVALUATION_FACTOR = 4  # evaluation keeps no activations, so its batches may hold this many times the tokens
+_CHECK_EVERY = 16  # steps between looks at the loss on a GPU, which each wait for it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How to train."""
+
+    epochs: int
+    learning_rate: float
+    weight_decay: float
+    warmup_share: float
+    """Of all steps, over which the learning rate rises."""
+    schedule: Literal["linear", "constant"] = "linear"
+    """After the warm-up: falling linearly to 0, or constant."""
+    tokens_per_batch: int
+    """Budget of rows x longest row."""
+    batch_rows: int | None = None
+    dtype: torch.dtype
+    seed: int
+    save_every_s: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -53,152 +79,220 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
-    """torch.bfloat16 where it is asked for, or `auto` finds hardware for it; else torch.float32."""
-    if precision == "fp32":
-        return torch.float32
-    if precision == "bf16":
-        return torch.bfloat16
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    hardware = torch.cpu.get_capabilities()
-    native = hardware.get("avx512_bf16") or hardware.get("amx_bf16")
-    return torch.bfloat16 if native else torch.float32
+class _Step(nn.Module):
+    """The forward pass of one training step: the whole model, or what lies behind a cached prefix."""
+
+    def __init__(self, model: BertForSequenceClassification, cache: PrefixCache | None) -> None:
+        super().__init__()
+        self.model, self.cache = model, cache
+
+    def forward(self, batch: Batch) -> Tensor:
+        """[B, T] -> logits [B, C]."""
+        if self.cache is None:
+            return self.model(batch.input_ids, batch.attention_mask, features=batch.features)  # type: ignore[no-any-return]
+        pooled = self.model.bert.suffix(self.cache.read(batch), batch.attention_mask, self.cache.layers)
+        return self.model.classify(pooled, batch.features)
 
 
-def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
-    """The autocast region for `dtype`; with float32 it changes nothing."""
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+class Training:
+    """One run over the training part. Its whole state can be saved between two steps, and taken up again."""
 
+    def __init__(
+        self,
+        model: BertForSequenceClassification,
+        train: Encoded,
+        validation: Encoded,
+        plan: Plan,
+        *,
+        workers: Workers = ALONE,
+        state_file: Path | None = None,
+        identity: dict[str, Any] | None = None,
+        cache: PrefixCache | None = None,
+        progress: bool = True,
+    ) -> None:
+        self.progress = progress and workers.first
+        self.model, self.train, self.validation, self.plan, self.workers = model, train, validation, plan, workers
+        self.state_file, self.identity = state_file, identity or {}
+        self.device = next(model.parameters()).device
+        self.trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self.optimizer = make_optimizer(model, learning_rate=plan.learning_rate, weight_decay=plan.weight_decay)
+        self.batches = [
+            plan_batches(
+                train.lengths,
+                tokens_per_batch=plan.tokens_per_batch,
+                shuffle_seed=plan.seed + epoch,
+                batch_rows=plan.batch_rows,
+            )
+            for epoch in range(plan.epochs)
+        ]
+        self.step_module = workers.wrap(_Step(model, cache), self.device)
+        self.results: list[EpochResult] = []
+        self.best: dict[str, Tensor] = {}
+        self.done = 0  # batches of the epoch that runs
+        self.seconds = 0.0  # spent on them
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)  # over their texts, of all workers
+        self._saved_at = time.monotonic()
 
-@torch.inference_mode()
-def compute_logits(
-    model: BertForSequenceClassification,
-    encoded: Encoded,
-    *,
-    tokens_per_batch: int,
-    dtype: torch.dtype = torch.float32,
-    progress: str = "",
-) -> Tensor:
-    """fp32 logits [rows, C] of every row, in the order of the rows. The model is left in eval mode."""
-    model.eval()
-    device = next(model.parameters()).device
-    logits = torch.empty(len(encoded.ids), model.config.num_labels)
-    batches = plan_batches(encoded.lengths, tokens_per_batch=tokens_per_batch, shuffle_seed=None)
-    for rows in tqdm(batches, desc=progress, unit="batches", disable=not progress, mininterval=0.5):
-        batch = collate(encoded, rows, pad_token_id=model.config.pad_token_id).to(device)
-        with autocast(device, dtype):
-            logits[rows] = model(batch.input_ids, batch.attention_mask).float().cpu()
-    return logits
+    def fit(self, on_epoch: Callable[[EpochResult], None]) -> list[EpochResult]:
+        """Train, and leave the model with the weights of the epoch of lowest validation loss.
 
+        Raises:
+            Failure: the loss is no longer finite, memory ran out, or the state cannot be saved.
+            Interrupted: SIGTERM or SIGINT came; the state is saved.
+        """
+        with StopSignals().caught() as stop, frozen_linears_in(self.model, self.plan.dtype):
+            while len(self.results) < self.plan.epochs:
+                with stop.held():
+                    self._train_epoch(stop)
+                    self._save()
+                if stop.requested:
+                    raise Interrupted(stop.requested)
+                self._validate()
+                on_epoch(self.results[-1])
+        self.model.load_state_dict(self.best, strict=False)
+        return self.results
 
-def evaluate(
-    model: BertForSequenceClassification, encoded: Encoded, *, tokens_per_batch: int, dtype: torch.dtype, progress: str
-) -> Metrics:
-    """Metrics of `model` on labelled texts."""
-    logits = compute_logits(
-        model, encoded, tokens_per_batch=tokens_per_batch * EVALUATION_FACTOR, dtype=dtype, progress=progress
-    )
-    loss = F.cross_entropy(logits, torch.tensor(encoded.labels)).item()
-    return compute_metrics(encoded.labels, logits.argmax(1).tolist(), num_classes=logits.shape[1], loss=loss)
-
-
-def fit(
-    model: BertForSequenceClassification,
-    train: Encoded,
-    validation: Encoded,
-    *,
-    epochs: int,
-    learning_rate: float,
-    weight_decay: float,
-    warmup_share: float,
-    tokens_per_batch: int,
-    dtype: torch.dtype,
-    seed: int,
-    on_epoch: Callable[[EpochResult], None],
-) -> list[EpochResult]:
-    """Train what requires a gradient, and leave the model with the weights of the epoch of lowest validation loss.
-
-    Args:
-        warmup_share: of all steps, over which the learning rate rises from 0; it then falls linearly to 0.
-        tokens_per_batch: budget of rows x longest row.
-        on_epoch: called after each validation.
-
-    Raises:
-        Failure: the loss is no longer finite.
-    """
-    plans = [
-        plan_batches(train.lengths, tokens_per_batch=tokens_per_batch, shuffle_seed=seed + epoch) for epoch in range(epochs)
-    ]
-    optimizer = make_optimizer(model, learning_rate=learning_rate, weight_decay=weight_decay)
-    total = sum(map(len, plans))
-    warmup = max(1, round(total * warmup_share))
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _schedule(step, warmup, total))
-    results: list[EpochResult] = []
-    best: dict[str, Tensor] = {}
-    for epoch, batches in enumerate(plans, 1):
-        started = time.perf_counter()
-        train_loss = _train_epoch(
-            model, train, batches, optimizer=optimizer, scheduler=scheduler, dtype=dtype, title=f"epoch {epoch}/{epochs}"
+    def _train_epoch(self, stop: StopSignals) -> None:
+        self.model.train()
+        epoch = len(self.results) + 1
+        batches = self.batches[epoch - 1]
+        title = f"epoch {epoch}/{self.plan.epochs}"
+        texts = sum(map(len, batches[: self.done]))
+        bar = tqdm(
+            total=len(self.train.ids),
+            initial=texts,
+            desc=title,
+            unit="texts",
+            disable=not self.progress,
+            mininterval=0.5,
         )
-        seconds = time.perf_counter() - started
-        metrics = evaluate(model, validation, tokens_per_batch=tokens_per_batch, dtype=dtype, progress="validation")
+        with bar:
+            while self.done < len(batches):
+                started = time.perf_counter()
+                rows = batches[self.done]
+                self._step(rows)
+                self.done += 1
+                texts += len(rows)
+                if self.device.type == "cpu" or self.done % _CHECK_EVERY == 0 or self.done == len(batches):
+                    bar.set_postfix(loss=f"{self._check_loss(title) / texts:.4f}", refresh=False)
+                bar.update(len(rows))
+                self.seconds += time.perf_counter() - started
+                self._pause(stop)
+
+    def _step(self, rows: list[int]) -> None:
+        """Forward, backward and update for one batch, of which this worker computes its share."""
+        mine = self.workers.share(rows)
+        weight = 1.0 if mine else 0.0  # a worker without rows must still take part in the averaging of gradients
+        batch = collate(self.train, mine or rows[:1], pad_token_id=self.model.config.pad_token_id).to(self.device)
+        try:
+            with autocast(self.device, self.plan.dtype):
+                logits = self.step_module(batch)
+            summed = F.cross_entropy(logits.float(), batch.labels, reduction="sum") * weight
+            # Averaging over the workers divides by their number; the loss of the batch is the mean over its rows.
+            (summed * (self.workers.count / len(rows))).backward()  # type: ignore[no-untyped-call]
+            self.loss_sum += self.workers.sum(summed.detach().double())
+            nn.utils.clip_grad_norm_(self.trained.values(), MAX_GRADIENT_NORM)
+            self._set_learning_rate()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+                raise
+            texts, tokens = batch.input_ids.shape
+            raise Failure(f"memory ran out on a batch of {texts} texts of {tokens} tokens; lower --tokens-per-batch") from error
+
+    def _set_learning_rate(self) -> None:
+        total = sum(map(len, self.batches))
+        factor = learning_rate_factor(
+            sum(map(len, self.batches[: len(self.results)])) + self.done,
+            warmup=max(1, round(total * self.plan.warmup_share)),
+            total=total,
+            schedule=self.plan.schedule,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.plan.learning_rate * factor
+
+    def _check_loss(self, title: str) -> float:
+        loss = self.loss_sum.item()
+        if not math.isfinite(loss):
+            raise Failure(f"the loss is {loss} at batch {self.done} of {title}; lower --learning-rate, or use --precision fp32")
+        return loss
+
+    def _pause(self, stop: StopSignals) -> None:
+        """Between two steps: stop where a signal asked for it, save where it is time."""
+        late = self.workers.first and time.monotonic() - self._saved_at >= self.plan.save_every_s
+        asked, late = self.workers.any(bool(stop.requested), late)
+        if asked or late:
+            self._save()
+        if asked:
+            raise Interrupted(stop.requested or signal.SIGTERM)
+
+    def _save(self) -> None:
+        """Write the state, of all workers, to `state_file`."""
+        randoms = self.workers.gather(_random_state(self.device))
+        self._saved_at = time.monotonic()
+        if self.state_file is None or not self.workers.first:
+            return
+        tensors = {f"model.{name}": parameter.detach() for name, parameter in self.trained.items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
+        for number, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in moments.items()}
+        tensors |= {f"random.{rank}": state for rank, state in enumerate(randoms)} | {"loss_sum": self.loss_sum}
+        results = [dataclasses.asdict(result) for result in self.results]
+        values = {"identity": self.identity, "results": results, "done": self.done, "seconds": self.seconds}
+        save_state(self.state_file, tensors, values)
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Take up the state that `training.state.load_state` read; its identity must have been compared before."""
+        for name, parameter in self.trained.items():
+            parameter.copy_(tensors[f"model.{name}"])
+        self.best = {name: tensors[f"best.{name}"].to(self.device) for name in self.trained if f"best.{name}" in tensors}
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith("optimizer."):
+                _, number, moment = name.split(".")
+                moments.setdefault(int(number), {})[moment] = tensor
+        self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self.results = [
+            EpochResult(**(result | {"validation": Metrics(**result["validation"])})) for result in values["results"]
+        ]
+        self.done, self.seconds = values["done"], values["seconds"]
+        self.loss_sum = tensors["loss_sum"].to(self.device)
+        _set_random_state(tensors[f"random.{self.workers.rank}"], self.device)
+
+    def _validate(self) -> None:
+        epoch = len(self.results) + 1
+        metrics = evaluate(
+            self.model,
+            self.validation,
+            tokens_per_batch=self.plan.tokens_per_batch,
+            dtype=self.plan.dtype,
+            progress="validation" if self.progress else "",
+            workers=self.workers,
+        )
         if not math.isfinite(metrics.loss):
             raise Failure(f"the validation loss is {metrics.loss} after epoch {epoch}; lower --learning-rate")
-        is_best = all(metrics.loss < result.validation.loss for result in results)
-        if is_best:
-            best = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
-        results.append(EpochResult(epoch, train_loss, metrics, seconds, len(train.ids) / seconds, is_best))
-        on_epoch(results[-1])
-    model.load_state_dict(best, strict=False)
-    return results
+        best = all(metrics.loss < result.validation.loss for result in self.results)
+        if best:
+            self.best = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
+        texts = len(self.train.ids)
+        loss = self.loss_sum.item() / texts
+        self.results.append(EpochResult(epoch, loss, metrics, self.seconds, texts / self.seconds, best))
+        self.done, self.seconds = 0, 0.0
+        self.loss_sum.zero_()
 
 
-def make_optimizer(model: nn.Module, *, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW over what trains; biases and LayerNorm (everything of one dimension) are not decayed."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in trained if parameter.ndim == 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
+def _random_state(device: torch.device) -> Tensor:
+    """The generators that dropout draws from, as one vector: the CPU's, and on a GPU that of the device."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return torch.cat(states)
 
 
-def _schedule(step: int, warmup: int, total: int) -> float:
-    return step / warmup if step < warmup else max(0.0, (total - step) / max(1, total - warmup))
-
-
-def _train_epoch(
-    model: BertForSequenceClassification,
-    train: Encoded,
-    batches: list[list[int]],
-    *,
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
-    dtype: torch.dtype,
-    title: str,
-) -> float:
-    """One pass over the training part; the mean loss of a text."""
-    model.train()
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    device = trained[0].device
-    summed = 0.0
-    with tqdm(total=len(train.ids), desc=title, unit="texts", mininterval=0.5) as bar:
-        for done, rows in enumerate(batches, 1):
-            batch = collate(train, rows, pad_token_id=model.config.pad_token_id).to(device)
-            with autocast(device, dtype):
-                logits = model(batch.input_ids, batch.attention_mask)
-            loss = F.cross_entropy(logits.float(), batch.labels)
-            if not math.isfinite(loss.item()):
-                raise Failure(
-                    f"the loss is {loss.item()} at batch {done} of {title}; lower --learning-rate, or use --precision fp32"
-                )
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(trained, MAX_GRADIENT_NORM)
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad()
-            summed += loss.item() * len(rows)
-            bar.update(len(rows))
-            bar.set_postfix(loss=f"{summed / bar.n:.4f}", refresh=False)
-    return summed / len(train.ids)
+def _set_random_state(state: Tensor, device: torch.device) -> None:
+    size = torch.get_rng_state().numel()
+    torch.set_rng_state(state[:size])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state[size:], device)

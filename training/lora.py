@@ -16,8 +16,13 @@ from collections.abc import Iterator, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.masked import MaskedLinear
+
 HEAD = "classifier"
 """The module that is new for every task: trained in full beside the adapters, never adapted itself."""
+
+TABULAR_HEAD = "tabular"
+"""The head in its place where the model reads numeric features too."""
 
 _LAYER = re.compile(r"\.layer\.(\d+)\.")
 
@@ -29,13 +34,13 @@ class LoraLinear(nn.Module):
     adapter changes nothing.
     """
 
-    def __init__(self, base: nn.Linear, *, rank: int, alpha: float, dropout: float = 0.0) -> None:
+    def __init__(self, base: nn.Linear, *, rank: int, alpha: float, dropout: float = 0.0, rslora: bool = False) -> None:
         check_rank(rank)
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"LoRA dropout is {dropout}; it must be in [0, 1)")
         super().__init__()
         self.base = base.requires_grad_(False)  # the bias too: it belongs to the frozen layer
-        self.rank, self.alpha = rank, alpha
+        self.rank, self.alpha, self.rslora = rank, alpha, rslora
         self.dropout = nn.Dropout(dropout)
         self.lora_A = nn.Parameter(base.weight.new_empty(rank, base.in_features))  # [R, I]
         self.lora_B = nn.Parameter(base.weight.new_zeros(base.out_features, rank))  # [O, R]
@@ -43,8 +48,11 @@ class LoraLinear(nn.Module):
 
     @property
     def scaling(self) -> float:
-        """alpha / r: keeps the size of the update when r changes."""
-        return self.alpha / self.rank
+        """alpha / r; rank-stabilised (Kalajdzievski 2023, https://arxiv.org/abs/2312.03732) alpha / sqrt(r).
+
+        Either keeps the size of the update when r changes; the second lets high ranks learn as fast as low ones.
+        """
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., I] -> [..., O]. The scale is applied to the R-wide middle, the smallest tensor of the path."""
@@ -69,6 +77,7 @@ def inject_lora(
     alpha: float,
     dropout: float = 0.0,
     layers: Sequence[int] | None = None,
+    rslora: bool = False,
 ) -> list[str]:
     """Wrap linear layers of `model` in place, freeze all else but the head, and return the wrapped paths in order.
 
@@ -91,14 +100,14 @@ def inject_lora(
     for path in paths:
         base = model.get_submodule(path)
         assert isinstance(base, nn.Linear)
-        model.set_submodule(path, LoraLinear(base, rank=rank, alpha=alpha, dropout=dropout))
-    model.get_submodule(HEAD).requires_grad_(True)
+        model.set_submodule(path, LoraLinear(base, rank=rank, alpha=alpha, dropout=dropout, rslora=rslora))
+    head_of(model).requires_grad_(True)
     return paths
 
 
 def select_linears(model: nn.Module, targets: Sequence[str], layers: Sequence[int] | None) -> list[str]:
     """The paths of the linear layers that `targets` and `layers` name (see `inject_lora`)."""
-    linears = [path for path, module in model.named_modules() if isinstance(module, nn.Linear) and path != HEAD]
+    linears = [path for path, module in model.named_modules() if isinstance(module, nn.Linear) and not _in_head(path)]
     if not targets or (layers is not None and not layers):
         raise ValueError(f"LoRA targets {list(targets)} in layers {layers} choose no linear layer; leave layers out for all")
     chosen: set[str] = set()
@@ -119,12 +128,30 @@ def select_linears(model: nn.Module, targets: Sequence[str], layers: Sequence[in
     return [path for path in linears if layer_of.get(path, -1) in layers]
 
 
+def head_name(model: nn.Module) -> str:
+    """The name of the head that the logits come from. Raises ValueError when there is none."""
+    for name in (TABULAR_HEAD, HEAD):
+        if getattr(model, name, None) is not None:
+            return name
+    raise ValueError(f"the model has no head {HEAD!r}; a classifier cannot be served without it")
+
+
+def head_of(model: nn.Module) -> nn.Module:
+    """The head that the logits come from. Raises ValueError when there is none."""
+    return model.get_submodule(head_name(model))
+
+
+def _in_head(path: str) -> bool:
+    return path.split(".", maxsplit=1)[0] in {HEAD, TABULAR_HEAD}
+
+
 def lora_modules(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
     """(path, module) of every adapter, in the order of the model."""
     return ((path, module) for path, module in model.named_modules() if isinstance(module, LoraLinear))
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """(trainable, total)."""
+    """(trainable, total). The trained numbers of a masked layer stand for weights that are counted already."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
-    return sum(size for size, trainable in sizes if trainable), sum(size for size, _ in sizes)
+    masked = sum(module.values.numel() for module in model.modules() if isinstance(module, MaskedLinear))
+    return sum(size for size, trainable in sizes if trainable), sum(size for size, _ in sizes) - masked

@@ -1,9 +1,10 @@
-"""Merge a LoRA checkpoint into plain BERT weights, and certify that nothing changed.
+"""Merge a checkpoint into plain BERT weights, and certify that nothing changed.
 
     python -m training.merge build/finetuned --output build/merged
 
-W' = W + (alpha / r) B A, in fp32, in a copy. The merged folder holds `merge_certificate.json` and loads in transformers
-as it is. When the certificate fails, no folder is written: the certificate goes to OUTPUT.rejected.json, exit code 1.
+W' = W + (alpha / r) B A, in fp32, in a copy; what was trained without LoRA is copied, and certified all the same. The
+merged folder holds `merge_certificate.json` and loads in transformers as it is. When the certificate fails, no folder is
+written: the certificate goes to OUTPUT.rejected.json, exit code 1.
 """
 
 from __future__ import annotations
@@ -12,26 +13,33 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
-from safetensors.torch import save
 
 from contract.command import Failure, UsageError, run_command
-from contract.files import new_folder, sha256_of, write_bytes, write_json
+from contract.files import new_folder, sha256_of, write_json
 from training.adapter import WEIGHTS_FILE as ADAPTER_FILE
-from training.batches import encode
+from training.adapter import is_adapter
 from training.bert import BertForSequenceClassification
 from training.certificate import Certificate, certify
-from training.checkpoint import CERTIFICATE_FILE, Checkpoint, heldout_texts, load_checkpoint, read_heldout, write_common
-from training.lora import HEAD, lora_modules
+from training.checkpoint import (
+    CERTIFICATE_FILE,
+    Checkpoint,
+    heldout_rows,
+    load_checkpoint,
+    read_heldout,
+    write_common,
+    write_weights,
+)
+from training.lora import head_name, lora_modules
 from training.pretrained import WEIGHTS_FILE, load_model
 
 
 @dataclass(frozen=True, kw_only=True)
 class Merge:
-    """Merge a LoRA checkpoint into plain BERT weights, and certify that nothing changed."""
+    """Merge a checkpoint into plain BERT weights, and certify that nothing changed."""
 
     checkpoint: Annotated[Path, tyro.conf.Positional]
     """Checkpoint folder of training.finetune."""
@@ -54,20 +62,24 @@ def merge_lora(model: BertForSequenceClassification) -> BertForSequenceClassific
     """
     if next(lora_modules(model), None) is None:
         raise ValueError("the model has no LoRA adapters: it was merged already, or never adapted")
-    if not hasattr(model, HEAD):
-        raise ValueError(f"the model has no head {HEAD!r}; a classifier cannot be served without it")
+    head_name(model)  # raises where there is none
     merged = copy.deepcopy(model)
     for path, module in list(lora_modules(merged)):
         update = module.scaling * (module.lora_B.float() @ module.lora_A.float())
         module.base.weight.copy_(module.base.weight.float() + update)
         merged.set_submodule(path, module.base)
-    broken = [name for name, tensor in merged.state_dict().items() if not torch.isfinite(tensor).all()]
-    if broken:
-        raise ValueError(f"values that are not finite in {', '.join(broken[:5])}; the training diverged or the file is damaged")
+    check_finite(merged)
     return merged
 
 
-def merge_checkpoint(checkpoint: Checkpoint, output: Path, probe_texts: Sequence[str]) -> Certificate:
+def check_finite(model: BertForSequenceClassification) -> None:
+    """Raise ValueError when a tensor of the model holds NaN or infinity."""
+    broken = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise ValueError(f"values that are not finite in {', '.join(broken[:5])}; the training diverged or the file is damaged")
+
+
+def merge_checkpoint(checkpoint: Checkpoint, output: Path, probe: Sequence[dict[str, Any]]) -> Certificate:
     """Write the merged folder, read it back, and certify what was read.
 
     Raises:
@@ -75,9 +87,13 @@ def merge_checkpoint(checkpoint: Checkpoint, output: Path, probe_texts: Sequence
         Failure: values that are not finite, or a certificate that does not pass; then no folder is left.
     """
     if checkpoint.merged:
-        raise UsageError(f"{checkpoint.folder} has no adapter: it is merged already. Merge a folder of training.finetune")
+        raise UsageError(f"{checkpoint.folder} is merged already. Merge a folder of training.finetune")
     try:
-        merged = merge_lora(checkpoint.model)
+        if is_adapter(checkpoint.folder):
+            merged = merge_lora(checkpoint.model)
+        else:
+            merged = checkpoint.model
+            check_finite(merged)
     except ValueError as error:
         raise Failure(str(error)) from error
     with new_folder(output) as folder:
@@ -89,9 +105,8 @@ def merge_checkpoint(checkpoint: Checkpoint, output: Path, probe_texts: Sequence
             run=checkpoint.run,
             heldout=read_heldout(checkpoint.folder),
         )
-        tensors = {name: tensor.contiguous() for name, tensor in merged.state_dict().items()}
-        write_bytes(folder / WEIGHTS_FILE, save(tensors, {"format": "pt"}))
-        certificate = _certify_folder(checkpoint, folder, probe_texts)
+        write_weights(folder, merged)
+        certificate = _certify_folder(checkpoint, folder, probe)
         if certificate.failures:
             rejected = output.with_name(output.name + ".rejected.json")
             write_json(rejected, certificate.to_json())
@@ -100,26 +115,29 @@ def merge_checkpoint(checkpoint: Checkpoint, output: Path, probe_texts: Sequence
     return certificate
 
 
-def _certify_folder(checkpoint: Checkpoint, folder: Path, probe_texts: Sequence[str]) -> Certificate:
+def _certify_folder(checkpoint: Checkpoint, folder: Path, probe: Sequence[dict[str, Any]]) -> Certificate:
     merged, _ = load_model(folder, num_labels=len(checkpoint.labels), new_head=False)
-    probe = encode(checkpoint.tokenizer, probe_texts, [])
+    trained = ADAPTER_FILE if is_adapter(checkpoint.folder) else WEIGHTS_FILE
     hashes = {
         "base": checkpoint.run["base"]["sha256"],
-        "adapter": sha256_of(checkpoint.folder / ADAPTER_FILE),
+        "trained": sha256_of(checkpoint.folder / trained),
         "merged": sha256_of(folder / WEIGHTS_FILE),
     }
-    return certify(checkpoint.model, merged.eval(), probe, hashes)
+    return certify(checkpoint.model, merged.eval(), checkpoint.encode(probe), hashes)
 
 
 def main(options: Merge) -> None:
     """Merge, and print what was measured."""
     checkpoint = load_checkpoint(options.checkpoint)
-    texts = heldout_texts(options.checkpoint, options.probe_texts)
-    certificate = merge_checkpoint(checkpoint, options.output, texts)
-    worst = max(certificate.modules.values(), key=lambda module: module.max_abs_error / module.bound)
-    print(
-        f"merged {len(certificate.modules)} modules; worst weight error {worst.max_abs_error:.2g} (allowed {worst.bound:.2g})"
-    )
+    certificate = merge_checkpoint(checkpoint, options.output, heldout_rows(options.checkpoint, options.probe_texts))
+    if certificate.modules:
+        worst = max(certificate.modules.values(), key=lambda module: module.max_abs_error / module.bound)
+        print(
+            f"merged {len(certificate.modules)} modules; worst weight error {worst.max_abs_error:.2g} "
+            f"(allowed {worst.bound:.2g})"
+        )
+    else:
+        print("no adapter to merge: every tensor is the trained one, bit for bit")
     for name, delta in (("fp32", certificate.fp32), ("bf16", certificate.bf16)):
         print(
             f"{name} logits on {certificate.probe_texts} held-out texts: max difference {delta.max_abs:.2g}, "

@@ -22,6 +22,10 @@ class Metrics:
     """Macro average, as are `recall` and `f1`."""
     recall: float
     f1: float
+    weighted_precision: float
+    """Average weighted by the true size of each class, as are `weighted_recall` (which is the accuracy) and `weighted_f1`."""
+    weighted_recall: float
+    weighted_f1: float
     samples: int
 
     def __str__(self) -> str:
@@ -41,11 +45,15 @@ def compute_metrics(true: Sequence[int], predicted: Sequence[int], *, num_classe
     precision = hits / np.maximum(confusion.sum(axis=0), 1)
     recall = hits / np.maximum(confusion.sum(axis=1), 1)
     f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)
+    sizes = confusion.sum(axis=1) / len(true)
     return Metrics(
         loss=loss,
         accuracy=float(hits.sum() / len(true)),
         precision=float(precision.mean()),
         recall=float(recall.mean()),
         f1=float(f1.mean()),
+        weighted_precision=float(precision @ sizes),
+        weighted_recall=float(recall @ sizes),
+        weighted_f1=float(f1 @ sizes),
         samples=len(true),
     )

@@ -16,9 +16,8 @@ import tyro
 
 from contract.command import UsageError, run_command
 from contract.files import read_json_lines, write_json_lines
-from training.batches import encode
 from training.checkpoint import HELDOUT_FILE, load_checkpoint
-from training.loop import compute_logits
+from training.evaluation import compute_logits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +29,7 @@ class Predict:
     output: Path
     """JSON-lines file to write."""
     texts: Path | None = None
-    """JSON lines with a "text" each; the checkpoint's held-out part when left out."""
+    """JSON lines with a "text" each, and "features" where the model reads them; the held-out part when left out."""
     limit: int | None = None
     """Only the first so many texts."""
     tokens_per_batch: int = 8192
@@ -49,7 +48,7 @@ def predict(options: Predict) -> None:
     rows = list(islice(read_json_lines(source), options.limit))
     if not rows or not all(isinstance(row, dict) and isinstance(row.get("text"), str) for row in rows):
         raise UsageError(f'{source} must hold at least one line, each a JSON object with a "text"')
-    encoded = encode(checkpoint.tokenizer, [row["text"] for row in rows], [])
+    encoded = checkpoint.encode(rows)
     logits = compute_logits(checkpoint.model, encoded, tokens_per_batch=options.tokens_per_batch, progress="predicting")
     options.output.parent.mkdir(parents=True, exist_ok=True)
     write_json_lines(

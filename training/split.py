@@ -1,10 +1,11 @@
-"""Training, validation and test part of a data set: stratified, seeded, and disjoint by group."""
+"""Parts of a data set (training, validation, test): stratified, seeded, and disjoint by group."""
 
 from __future__ import annotations
 
 import hashlib
 import random
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from contract.command import UsageError
@@ -20,6 +21,12 @@ class Split:
     test: list[int]
 
 
+def check_shares(validation_share: float, test_share: float) -> None:
+    """Raises UsageError unless both leave something for the training part."""
+    if not (validation_share > 0 and test_share > 0 and validation_share + test_share < 1):
+        raise UsageError(f"--validation-share {validation_share} and --test-share {test_share} must be above 0 and sum below 1")
+
+
 def split_dataset(dataset: Dataset, *, validation_share: float, test_share: float, train_rows: int | None, seed: int) -> Split:
     """Deal whole groups out to test, validation and training, class by class.
 
@@ -30,29 +37,35 @@ def split_dataset(dataset: Dataset, *, validation_share: float, test_share: floa
     Raises:
         UsageError: a class has too few groups for a row in each part.
     """
-    strata: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-    first_label: dict[str, int] = {}
-    for row, (group, label) in enumerate(zip(dataset.groups, dataset.labels, strict=True)):
-        stratum = first_label.setdefault(group, label)  # a text that occurs under two labels still has one place
-        strata[stratum][group].append(row)
+    train, test, validation = deal_rows(dataset, [test_share, validation_share], seed=seed)
+    return Split(train[:train_rows], sorted(validation), sorted(test))
+
+
+def deal_rows(dataset: Dataset, shares: Sequence[float], *, seed: int) -> list[list[int]]:
+    """The rows left over, shuffled, then a part for each of `shares`. Raises UsageError (see `split_dataset`)."""
     generator = random.Random(seed)
-    train: list[int] = []
-    validation: list[int] = []
-    test: list[int] = []
-    for label, name in enumerate(dataset.names):
-        groups = list(strata[label].values())
-        if len(groups) < 3:
+    parts: list[list[int]] = [[] for _ in range(len(shares) + 1)]
+    for name, groups in zip(dataset.names, _strata(dataset), strict=True):
+        if len(groups) < len(parts):
             raise UsageError(
-                f"class {name!r} has {len(groups)} distinct text(s); at least 3 are needed, "
-                "one each for training, validation and test"
+                f"class {name!r} has {len(groups)} distinct text(s); at least {len(parts)} are needed, one for each part"
             )
         generator.shuffle(groups)
         rows = sum(map(len, groups))
-        test += _deal(groups, rows * test_share, keep=2)
-        validation += _deal(groups, rows * validation_share, keep=1)
-        train += [row for group in groups for row in group]
-    generator.shuffle(train)
-    return Split(train[:train_rows], sorted(validation), sorted(test))
+        for number, share in enumerate(shares, 1):
+            parts[number] += _deal(groups, rows * share, keep=len(parts) - number)
+        parts[0] += [row for group in groups for row in group]
+    generator.shuffle(parts[0])
+    return parts
+
+
+def _strata(dataset: Dataset) -> list[list[list[int]]]:
+    """The groups of each class, each a list of rows; a group under two labels is of the class that comes first."""
+    strata: list[dict[str, list[int]]] = [defaultdict(list) for _ in dataset.names]
+    first_label: dict[str, int] = {}
+    for row, (group, label) in enumerate(zip(dataset.groups, dataset.labels, strict=True)):
+        strata[first_label.setdefault(group, label)][group].append(row)
+    return [list(stratum.values()) for stratum in strata]
 
 
 def _deal(groups: list[list[int]], wanted: float, *, keep: int) -> list[int]:

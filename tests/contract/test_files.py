@@ -18,6 +18,7 @@ from contract.files import (
     read_json,
     read_json_lines,
     sha256_of,
+    whole_file,
     write_bytes,
     write_json,
     write_json_lines,
@@ -74,6 +75,38 @@ def test_a_write_that_fails_halfway_leaves_the_old_file(tmp_path: Path) -> None:
             write_bytes(path, b"n" * 1_000_000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_filled_by_another_library_appears_when_the_block_ends(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with whole_file(path) as temporary:
+        assert temporary.parent == path.parent, "a rename is atomic on one filesystem only"
+        temporary.write_bytes(b"first part, ")
+        with temporary.open("ab") as file:
+            file.write(b"second part")
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"first part, second part"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_its_writer_replaces_by_a_rename_of_its_own_is_taken_as_well(tmp_path: Path) -> None:
+    with whole_file(tmp_path / "file") as temporary:
+        (tmp_path / "own").write_bytes(b"content")
+        (tmp_path / "own").rename(temporary)
+    assert (tmp_path / "file").read_bytes() == b"content"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), KeyboardInterrupt()])
+def test_a_file_whose_block_fails_stays_as_it_was(tmp_path: Path, error: BaseException) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(type(error)), whole_file(path) as temporary:
+        temporary.write_bytes(b"half")
+        raise error
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -22,7 +22,7 @@ from serving.state import CONTROL_HEADER, ServerState
 from tests.tiny import tiny_texts
 from training.batches import encode
 from training.checkpoint import Checkpoint
-from training.loop import compute_logits
+from training.evaluation import compute_logits
 
 pytestmark = pytest.mark.server
 

@@ -33,6 +33,29 @@ def test_every_row_is_in_exactly_one_batch_within_the_budget(rows: int, budget: 
     assert all(len(batch) * max(lengths[row] for row in batch) <= budget for batch in batches)
 
 
+@pytest.mark.parametrize("seed", [None, 0, 1])
+@pytest.mark.parametrize("rows", [1, 7, 3000])
+@pytest.mark.parametrize("cap", [1, 5, 16])
+def test_a_cap_on_the_rows_holds_beside_the_budget(rows: int, cap: int, seed: int | None) -> None:
+    lengths = random_lengths(rows)
+    batches = plan_batches(lengths, tokens_per_batch=500, shuffle_seed=seed, batch_rows=cap)
+    assert sorted(row for batch in batches for row in batch) == list(range(rows))
+    assert max(map(len, batches)) == min(cap, rows)
+    assert all(len(batch) * max(lengths[row] for row in batch) <= 500 for batch in batches)
+
+
+def test_a_cap_that_no_batch_reaches_changes_nothing() -> None:
+    lengths = random_lengths(300)
+    plans = [plan_batches(lengths, tokens_per_batch=512, shuffle_seed=0, batch_rows=cap) for cap in (None, 513)]
+    assert plans[0] == plans[1]
+
+
+def test_capped_batches_in_training_order_still_pad_little() -> None:
+    lengths = random_lengths(20_000)
+    batches = plan_batches(lengths, tokens_per_batch=10**6, shuffle_seed=0, batch_rows=16)
+    assert padded_tokens(batches, lengths) < 1.1 * sum(lengths)
+
+
 @pytest.mark.parametrize("seed", [None, 3])
 def test_a_text_longer_than_the_budget_has_a_batch_of_its_own(seed: int | None) -> None:
     lengths = [5, 90, 5, 70, 5, 5]
@@ -130,3 +153,18 @@ def test_more_texts_than_one_chunk_keep_their_order(tiny_base: Path) -> None:
     encoded = encode(tokenizer, texts, [], progress="tokenizing")
     assert encoded.lengths == [2 + number % 5 for number in range(1300)]
     assert encode(tokenizer, [], []) == Encoded([], [], [])
+
+
+def test_features_stay_with_their_rows(tiny_base: Path) -> None:
+    tokenizer = load_tokenizer(tiny_base, max_length=8)
+    features = [[0.5, -1.0], [2.0, 3.0], [4.0, 1e9]]
+    encoded = encode(tokenizer, ["the cat", "a", "we saw"], [0, 1, 0], features=features)
+    assert encoded.features is not None
+    assert (encoded.features.dtype, encoded.features.tolist()) == (torch.float32, features)
+    batch = collate(encoded, [2, 0], pad_token_id=0)
+    assert batch.features is not None
+    assert batch.features.tolist() == [features[2], features[0]]
+    moved = batch.to(torch.device("meta"))
+    assert moved.features is not None
+    assert moved.features.device.type == "meta"
+    assert collate(encode(tokenizer, ["the cat"], []), [0], pad_token_id=0).features is None

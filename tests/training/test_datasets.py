@@ -2,99 +2,30 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
-import os
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import pandas
 import pytest
 
+import training.datasets
 from contract.command import UsageError
-from training.datasets import Dataset, read_csv, read_dataset
-
-STACKOVERFLOW = [
-    ("Title", "BodyMarkdown", "OpenStatus"),
-    ("How?", "With\r\nthis", "open"),
-    ("Why?", "Too, broad", "not a real question"),
-    ("Who?", 'A "quote"', "off topic"),
-    ("When?", "Now", "not constructive"),
-    ("Where?", "Here", "too localized"),
-    ("What?", "NULL", "open"),
-]
-
-
-def write_csv(path: Path, rows: Sequence[Sequence[str]]) -> Path:
-    """Write `rows`, gzip-compressed where the name ends in .gz."""
-    with (gzip.open if path.suffix == ".gz" else open)(path, "wt", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows)
-    return path
-
-
-def read(path: Path | None, **options: Any) -> Dataset:
-    """`read_dataset` of a CSV with the columns `review` and `stars`."""
-    given: dict[str, Any] = {"text": "review", "label": "stars", "drop_empty": False, "seed": 0} | options
-    return read_dataset(given.pop("name", "csv"), data=path, **given)
-
-
-def read_stackoverflow(path: Path | None) -> Dataset:
-    """`read_dataset` without column names."""
-    return read(path, name="stackoverflow", text=None, label=None)
-
-
-def test_stackoverflow_texts_are_title_and_body_and_labels_open_or_closed(tmp_path: Path) -> None:
-    dataset = read_stackoverflow(write_csv(tmp_path / "train.csv", STACKOVERFLOW))
-    assert dataset.texts == ["How? With\r\nthis", "Why? Too, broad", 'Who? A "quote"', "When? Now", "Where? Here", "What? NULL"]
-    assert dataset.names == ["open", "closed"]
-    assert dataset.labels == [0, 1, 1, 1, 1, 0]
-    assert dataset.groups == dataset.texts
-
-
-def test_the_closing_date_is_never_read_since_it_gives_the_label_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """pandas is only watched here, to see which columns leave the file."""
-    with_date = [(*row, f"closed on {number}") for number, row in enumerate(STACKOVERFLOW)]
-    with_date[0] = (*STACKOVERFLOW[0], "PostClosedDate")
-    frames: list[pandas.DataFrame] = []
-    real = pandas.read_csv
-
-    def watched(*arguments: Any, **options: Any) -> pandas.DataFrame:
-        frames.append(real(*arguments, **options))
-        return frames[-1]
-
-    monkeypatch.setattr(pandas, "read_csv", watched)
-    dataset = read_stackoverflow(write_csv(tmp_path / "dated.csv", with_date))
-    assert [set(frame.columns) for frame in frames if len(frame)] == [set(STACKOVERFLOW[0])]
-    assert not any("closed on" in text for text in dataset.texts)
-    assert dataset == read_stackoverflow(write_csv(tmp_path / "undated.csv", STACKOVERFLOW))
-
-
-def test_an_unknown_status_is_named_with_those_that_are_known(tmp_path: Path) -> None:
-    path = write_csv(tmp_path / "train.csv", [*STACKOVERFLOW, ("A", "b", "duplicate"), ("C", "d", "")])
-    with pytest.raises(UsageError, match=r"OpenStatus holds \['', 'duplicate'\]; known are open and \['not a real question', "):
-        read_stackoverflow(path)
-
-
-def test_gzip_gives_what_the_plain_file_gives(tmp_path: Path) -> None:
-    plain = read_stackoverflow(write_csv(tmp_path / "train.csv", STACKOVERFLOW))
-    assert read_stackoverflow(write_csv(tmp_path / "train.csv.gz", STACKOVERFLOW)) == plain
+from tests.training.csv_files import read, write_csv
+from training.datasets import Dataset, group_of, read_csv, read_dataset
 
 
 def test_a_csv_keeps_texts_as_they_stand_and_names_classes_in_order(tmp_path: Path) -> None:
     texts = ["NA", "null", "1.50", " spaced ", 'say "hi", you', "two\nlines", "日本語 🙂", "None"]
     rows = [(str(number), text, "03" if number % 2 else "1") for number, text in enumerate(texts)]
     dataset = read(write_csv(tmp_path / "my.reviews.csv", [("id", "review", "stars"), *rows]))
-    assert dataset == Dataset("my", texts, [1, 0, 1, 0, 1, 0, 1, 0], ["03", "1"], texts)
+    assert dataset == Dataset("my", texts, [1, 0, 1, 0, 1, 0, 1, 0], ["03", "1"], [group_of(text) for text in texts])
+    assert (dataset.feature_names, dataset.features) == ([], [])
 
 
 def test_a_missing_column_is_named_with_those_that_exist(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "a.csv", [("id", "body", "stars"), ("1", "good", "5")])
     with pytest.raises(UsageError, match=r"a\.csv has no column 'review'; it has 'id', 'body', 'stars'"):
         read(path)
-    with pytest.raises(UsageError, match=r"has no column 'Title', 'BodyMarkdown', 'OpenStatus'; it has 'id'"):
-        read_stackoverflow(path)
 
 
 def test_the_same_column_for_text_and_label_is_refused(tmp_path: Path) -> None:
@@ -173,12 +104,74 @@ def test_a_file_that_does_not_exist_or_is_a_folder_is_named(tmp_path: Path) -> N
 
 
 def test_options_that_a_data_set_needs_are_named(tmp_path: Path) -> None:
-    for name in ("csv", "stackoverflow"):
+    for name in ("csv", "stackoverflow", "stackoverflow5", "imdb", "yelp", "complaints"):
         with pytest.raises(UsageError, match=f"--dataset {name} needs --data FILE"):
             read(None, name=name)
     for missing in ("text", "label"):
         with pytest.raises(UsageError, match="--dataset csv needs --text COLUMN and --label COLUMN"):
             read(tmp_path / "a.csv", **{missing: None})
+
+
+@pytest.mark.parametrize("name", ["csv", "imdb", "docstrings"])
+def test_features_of_a_data_set_without_any_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=f"--tabular needs --dataset stackoverflow or stackoverflow5; {name} has no numeric"):
+        read(tmp_path / "a.csv", name=name, tabular=True)
+
+
+@pytest.mark.parametrize("where", [0, 1, 2500], ids=["first row", "second row", "late"])
+def test_a_row_with_more_fields_than_the_header_is_named_and_not_shifted(tmp_path: Path, where: int) -> None:
+    lines = [f"{number},text {number},{number % 2}" for number in range(3000)]
+    lines[where] = "7,good, but dear,1"
+    path = tmp_path / "a.csv"
+    path.write_text("\n".join(["id,review,stars", *lines]) + "\n")
+    with pytest.raises(UsageError, match=rf"data row {where + 1} has 4 fields, the first line 3, so its cells are shifted"):
+        read(path)
+
+
+def test_every_row_with_one_field_too_many_is_refused_too(tmp_path: Path) -> None:
+    """pandas would take the first field for an index then, and shift all of them."""
+    path = tmp_path / "a.csv"
+    path.write_text("review,stars\ngood,5,\nbad,1,\n")
+    with pytest.raises(UsageError, match="data row 1 has 3 fields"):
+        read(path)
+
+
+def test_a_short_row_is_filled_and_then_found_empty(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("review,stars\ngood,5\n\nshort\nbad,1\n")
+    with pytest.raises(UsageError, match=r"1 of 3 rows have an empty text or label \(data rows 2\)"):
+        read(path)
+
+
+def test_text_after_a_closing_quote_and_a_doubled_column_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('review,stars\ngood,5\n"very" bad,1\n')
+    with pytest.raises(UsageError, match=r"not a well-formed CSV: .* \(after data row 1\)"):
+        read(path)
+    path.write_text("review,stars,stars\ngood,5,5\nbad,1,1\n")
+    with pytest.raises(UsageError, match="has the column 'stars' twice"):
+        read(path)
+
+
+def test_a_text_longer_than_the_csv_module_reads_by_itself_is_read(tmp_path: Path) -> None:
+    long = "word " * 60_000
+    assert read(write_csv(tmp_path / "a.csv", [("review", "stars"), (long, "1"), ("b", "2")])).texts == [long, "b"]
+
+
+def test_texts_that_differ_in_case_or_white_space_are_of_one_group(tmp_path: Path) -> None:
+    texts = ["Great  Food", "great food", "\tGREAT\r\nfood ", "great food!", "greatfood"]
+    rows = [(text, str(number % 2)) for number, text in enumerate(texts)]
+    dataset = read(write_csv(tmp_path / "a.csv", [("review", "stars"), *rows]))
+    assert dataset.texts == texts
+    assert dataset.groups == ["great food"] * 3 + ["great food!", "greatfood"]
+
+
+def test_docstrings_that_differ_in_case_or_white_space_are_kept_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their groups are modules, so that two of them could come into two parts."""
+    rows = (["Adds  two.", "Cuts.", "adds two."], ["numpy", "torch", "torch"], ["numpy/a.py", "torch/a.py", "torch/b.py"])
+    monkeypatch.setattr(training.datasets, "read_docstrings", lambda cap, seed: rows)
+    dataset = read(None, name="docstrings")
+    assert (dataset.texts, dataset.groups) == (["Adds  two.", "Cuts."], ["numpy/a.py", "torch/a.py"])
 
 
 def test_columns_come_in_the_order_asked_for_as_text(tmp_path: Path) -> None:
@@ -192,14 +185,6 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> Non
     path = tmp_path / "a.csv"
     path.write_text("review,stars\ngood,1\nbad,2\n", encoding="utf-8-sig")
     assert read(path).texts == ["good", "bad"]
-
-
-@pytest.mark.skipif("BERT_TEST_DATA" not in os.environ, reason="BERT_TEST_DATA names no folder of data sets")
-def test_the_real_stack_overflow_questions_are_42726_of_which_22483_are_open() -> None:
-    dataset = read_stackoverflow(Path(os.environ["BERT_TEST_DATA"]) / "stackoverflow_closed_questions" / "train.csv.gz")
-    assert Counter(dataset.names[label] for label in dataset.labels) == {"open": 22_483, "closed": 42_726 - 22_483}
-    assert dataset.texts[0].startswith('Does there exist an "idea checkout system" on the Internet? Greetings.')
-    assert len(set(dataset.texts)) == 42_726
 
 
 def test_a_label_of_two_lines_is_refused_before_anything_is_trained(tmp_path: Path) -> None:

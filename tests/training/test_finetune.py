@@ -12,17 +12,18 @@ from typing import Any
 
 import pytest
 import torch
+import tyro
 from safetensors.torch import load_file
 
-from contract.command import Failure, UsageError
+from contract.command import Failure, UsageError, run_command
 from contract.files import read_json, sha256_of
 from tests.fixtures import TINY_RUN
 from tests.tiny import tiny_texts
 from training.batches import encode
 from training.checkpoint import load_checkpoint, read_heldout
 from training.datasets import read_dataset
+from training.evaluation import evaluate
 from training.finetune import Finetune, finetune
-from training.loop import evaluate
 from training.split import Split, hash_rows, split_dataset
 
 FILES = [
@@ -30,6 +31,8 @@ FILES = [
     "adapter_model.safetensors",
     "config.json",
     "heldout.jsonl",
+    "metrics.jsonl",
+    "predictions.jsonl",
     "run.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -151,6 +154,11 @@ def test_every_setting_of_the_training_reaches_it(tiny_base: Path, tiny_csv: Pat
         {"precision": "bf16"},
         {"validation_share": 0.4},
         {"test_share": 0.4},
+        {"rslora": True},
+        {"schedule": "constant"},
+        {"batch_rows": 3},
+        {"max_positions": 16, "max_length": 12},
+        {"heads": (2, 8)},
     ]
     adapters = []
     for number, change in enumerate(changes):
@@ -186,7 +194,14 @@ def test_a_relative_base_is_stored_so_that_another_folder_finds_it(
         ({"validation_share": 0.0}, r"--validation-share 0\.0 and --test-share 0\.2 must be above 0"),
         ({"test_share": 0.0}, r"--validation-share 0\.1 and --test-share 0\.0 must be above 0"),
         ({"validation_share": 0.5, "test_share": 0.5}, "sum below 1"),
-        ({"learning_rate": 0.0}, r"--learning-rate 0\.0 must be above 0"),
+        ({"learning_rate": 0.0}, r"--learning-rate 0\.0 and --save-every-s 300 must be above 0"),
+        ({"save_every_s": 0}, r"--learning-rate 0\.01 and --save-every-s 0 must be above 0"),
+        ({"mask_share": 0.0}, r"--mask-share: the trained share of each weight matrix is 0\.0; it must be above 0"),
+        ({"mask_share": 1.5}, r"--mask-share: .* is 1\.5; it must be above 0 and at most 1"),
+        ({"k": 0}, "--k is 0; it must be at least 1"),
+        ({"batch_rows": 0}, "--batch-rows is 0; it must be at least 1"),
+        ({"max_positions": 0}, "--max-positions is 0; it must be at least 1"),
+        ({"strategy": "scratch", "heads": (2, 4)}, "--heads replaces the heads of a loaded base; scratch takes its own"),
         ({"weight_decay": -1.0}, r"--weight-decay -1\.0 not below 0"),
     ],
 )
@@ -198,7 +213,16 @@ def test_an_option_out_of_range_is_named_before_anything_is_read(changes: dict[s
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"max_length": 41}, "--max-length is 41; .*tiny-bert reads at most 40 tokens"),
+        ({"max_length": 41}, "--max-length is 41; the model reads at most 40 tokens"),
+        ({"max_positions": 41}, "--max-positions is 41; .*tiny-bert has 40 position embeddings to keep some of"),
+        ({"max_positions": 15}, "--max-length is 16; the model reads at most 15 tokens"),
+        ({"heads": (4,)}, r"config\.json: num_attention_heads has 1 numbers for 2 layers"),
+        ({"heads": (4, 5)}, r"config\.json: hidden_size \(32\) must be divisible by num_attention_heads \(\(4, 5\)\)"),
+        ({"strategy": "last", "k": 3}, "--strategy last .* k is 3; the model has 2 layers, so that 1 to 2 can train"),
+        ({"strategy": "scratch", "scratch_size": (32, 1, 5, 64)}, r"--scratch-size \(32, 1, 5, 64\): hidden_size \(32\)"),
+        ({"tabular": True}, "--tabular needs --dataset stackoverflow or stackoverflow5; csv has no numeric features"),
+        ({"strategy": "full", "cache_prefix": True}, "--cache-prefix needs a frozen layer below the lowest trained one"),
+        ({"strategy": "first", "cache_prefix": True}, "the model has 0 such layers, and 1 process"),
         ({"targets": ("er",)}, "--targets or --layers: LoRA target 'er' fits no linear layer"),
         ({"targets": ()}, "--targets or --layers: .* choose no linear layer"),
         ({"layers": (2,)}, r"--targets or --layers: LoRA layers \[2\]"),
@@ -238,7 +262,7 @@ def test_the_command_line_writes_a_checkpoint(tiny_base: Path, tiny_csv: Path, t
     )
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "new" / "run.json").read_text())["configuration"]["targets"] == ["query", "value"]
-    assert "4 layers" in done.stdout
+    assert "LoRA rank 4 on 4 linear layers, and the head" in done.stdout
     assert f"wrote {tmp_path / 'new'}" in done.stdout
 
 
@@ -247,17 +271,28 @@ def test_the_command_line_writes_a_checkpoint(tiny_base: Path, tiny_csv: Path, t
     [
         (["--rank", "0.2"], "--rank"),
         (["--rank", "0"], "error: --rank: LoRA rank is 0; it must be an integer of at least 1"),
+        (["--strategy", "some"], "--strategy"),
         (["--no-such-option", "1"], "--no-such-option"),
         ([], "exists already; name another one, or remove it first"),
     ],
-    ids=["rank 0.2", "rank 0", "unknown option", "existing output"],
+    ids=["rank 0.2", "rank 0", "unknown strategy", "unknown option", "existing output"],
 )
-def test_a_wrong_command_line_ends_with_code_2_and_no_traceback(tmp_path: Path, arguments: list[str], said: str) -> None:
-    done = command("--output", str(tmp_path), *arguments)
-    assert done.returncode == 2
-    assert said in done.stderr + done.stdout
-    assert "Traceback" not in done.stderr
+def test_a_wrong_command_line_ends_with_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run_command(lambda: finetune(tyro.cli(Finetune, args=["--output", str(tmp_path), *arguments])))
+    assert stop.value.code == 2
+    shown = capsys.readouterr()
+    assert said in shown.err + shown.out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_ends_with_code_2_and_no_traceback(tmp_path: Path) -> None:
+    done = command("--output", str(tmp_path), "--rank", "0.2")
+    assert done.returncode == 2
+    assert "--rank" in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
 
 
 def test_texts_under_the_tiny_vocabulary_have_no_unknown_words(finetuned: Path) -> None:

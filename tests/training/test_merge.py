@@ -171,7 +171,7 @@ def test_the_merge_command_writes_a_folder_with_a_certificate_that_passed(finetu
     assert certificate["failures"] == []
     assert certificate["hashes"] == {
         "base": read_json(finetuned / "run.json")["base"]["sha256"],
-        "adapter": sha256_of(finetuned / "adapter_model.safetensors"),
+        "trained": sha256_of(finetuned / "adapter_model.safetensors"),
         "merged": sha256_of(merged / "model.safetensors"),
     }
     assert certificate["probe_texts"] == len(list(read_heldout(finetuned)))
@@ -225,7 +225,7 @@ def test_a_checkpoint_with_values_that_are_not_finite_fails_and_leaves_nothing(f
     checkpoint = load_checkpoint(finetuned)
     checkpoint.model.classifier.bias.data[0] = math.nan
     with pytest.raises(Failure, match=r"not finite in classifier\.bias"):
-        merge_checkpoint(checkpoint, tmp_path / "merged", ["a text"])
+        merge_checkpoint(checkpoint, tmp_path / "merged", [{"text": "a text"}])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -243,7 +243,7 @@ def test_a_merged_checkpoint_is_refused_with_exit_code_2(
     with pytest.raises(SystemExit) as stop:
         run_command(lambda: training.merge.main(Merge(checkpoint=merged, output=tmp_path / "twice")))
     assert stop.value.code == 2
-    assert "it is merged already" in capsys.readouterr().err
+    assert "is merged already. Merge a folder of training.finetune" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""`training.metrics` against counting by hand."""
+"""`training.metrics` against counting by hand and against scikit-learn."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import random
 from statistics import fmean
 
 import pytest
+from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 from training.metrics import Metrics, compute_metrics
+
+SHARES = ("accuracy", "precision", "recall", "f1", "weighted_precision", "weighted_recall", "weighted_f1")
 
 
 def by_counting(true: list[int], predicted: list[int], num_classes: int) -> tuple[float, float, float, float]:
@@ -34,6 +37,29 @@ def test_metrics_equal_those_counted_one_by_one(seed: int) -> None:
     assert (metrics.samples, metrics.loss) == (rows, 0.5)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_metrics_equal_those_of_scikit_learn(seed: int) -> None:
+    """Few rows for many classes, so that some classes never occur and some are never predicted."""
+    generator = random.Random(seed)
+    num_classes, rows = generator.randint(2, 9), generator.randint(1, 40)
+    true, predicted = (generator.choices(range(num_classes), k=rows) for _ in range(2))
+    metrics = compute_metrics(true, predicted, num_classes=num_classes, loss=0.0)
+    expected = [accuracy_score(true, predicted)]
+    for average in ("macro", "weighted"):
+        expected += precision_recall_fscore_support(
+            true, predicted, labels=range(num_classes), average=average, zero_division=0.0
+        )[:3]
+    assert [getattr(metrics, name) for name in SHARES] == pytest.approx(expected, abs=1e-12)
+
+
+def test_weighted_averages_count_each_class_by_its_size() -> None:
+    """Class 0, three of four: precision 3/4, recall 1; class 1 is never predicted."""
+    metrics = compute_metrics([0, 0, 0, 1], [0, 0, 0, 0], num_classes=2, loss=0.0)
+    assert metrics.weighted_precision == pytest.approx(3 / 4 * 3 / 4)
+    assert metrics.weighted_recall == pytest.approx(3 / 4)
+    assert metrics.weighted_f1 == pytest.approx(6 / 7 * 3 / 4)
+
+
 def test_two_classes_by_hand() -> None:
     """Class 0: precision 3/4, recall 3/5; class 1: precision 2/4, recall 2/3."""
     metrics = compute_metrics([0, 0, 0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 1, 1, 0], num_classes=2, loss=0.0)
@@ -56,9 +82,9 @@ def test_a_class_that_never_occurs_counts_as_0() -> None:
 
 def test_all_right_is_1_and_all_wrong_is_0_without_a_division_by_zero() -> None:
     right = compute_metrics([0, 1, 2], [0, 1, 2], num_classes=3, loss=0.1)
-    assert right == Metrics(loss=0.1, accuracy=1.0, precision=1.0, recall=1.0, f1=1.0, samples=3)
+    assert right == Metrics(loss=0.1, samples=3, **dict.fromkeys(SHARES, 1.0))
     wrong = compute_metrics([0, 1, 2], [1, 2, 0], num_classes=3, loss=9.0)
-    assert wrong == Metrics(loss=9.0, accuracy=0.0, precision=0.0, recall=0.0, f1=0.0, samples=3)
+    assert wrong == Metrics(loss=9.0, samples=3, **dict.fromkeys(SHARES, 0.0))
 
 
 @pytest.mark.parametrize(("true", "predicted"), [([], []), ([0], []), ([0, 1], [0])])
@@ -73,5 +99,6 @@ def test_a_class_beyond_the_last_is_refused() -> None:
 
 
 def test_metrics_read_as_one_line() -> None:
-    metrics = Metrics(loss=0.25, accuracy=0.875, precision=0.5, recall=0.25, f1=1 / 3, samples=8)
+    weighted = dict.fromkeys(SHARES[4:], 0.75)
+    metrics = Metrics(loss=0.25, accuracy=0.875, precision=0.5, recall=0.25, f1=1 / 3, samples=8, **weighted)
     assert str(metrics) == "loss 0.2500  accuracy 87.50%  precision 50.00%  recall 25.00%  F1 33.33%  (8 texts)"

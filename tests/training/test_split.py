@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from contract.command import UsageError
-from training.datasets import Dataset
-from training.split import Split, hash_rows, split_dataset
+from tests.training.csv_files import read, write_csv
+from training.datasets import Dataset, group_of
+from training.split import Split, check_shares, deal_rows, hash_rows, split_dataset
 
 
 def make_dataset(labels: list[int], groups: list[str], texts: list[str] | None = None) -> Dataset:
@@ -124,6 +126,37 @@ def test_three_groups_give_one_to_each_part_whatever_their_sizes(
         parts = split(dataset, validation_share=shares[0], test_share=shares[1], seed=seed)
         for rows in (parts.train, parts.validation, parts.test):
             assert {dataset.labels[row] for row in rows} == {0, 1}
+
+
+def test_texts_that_differ_in_case_and_white_space_stay_together(tmp_path: Path) -> None:
+    shapes = ("Text number %d", "text number %d", " TEXT\tnumber  %d\n", "tExt number %d ")
+    rows = [(shapes[copy] % number, str(number % 2)) for number in range(40) for copy in range(4)]
+    dataset = read(write_csv(tmp_path / "a.csv", [("review", "stars"), *rows]))
+    assert len(set(dataset.texts)) == 160
+    for seed in range(5):
+        parts = split(dataset, seed=seed)
+        found = [{group_of(dataset.texts[row]) for row in rows} for rows in (parts.train, parts.validation, parts.test)]
+        assert sum(map(len, found)) == len(set.union(*found)) == 40
+
+
+def test_texts_that_are_the_same_but_for_case_count_as_one_of_a_class(tmp_path: Path) -> None:
+    rows = [(f"text {number}", "1") for number in range(10)] + [("rare", "2"), ("Rare", "2"), ("rare ", "2"), ("other", "2")]
+    with pytest.raises(UsageError, match=r"class '2' has 2 distinct text\(s\); at least 3 are needed, one for each part"):
+        split(read(write_csv(tmp_path / "a.csv", [("review", "stars"), *rows])))
+
+
+def test_two_parts_need_only_two_groups_and_hold_every_row() -> None:
+    dataset = make_dataset([0, 0, 1, 1], list("abcd"))
+    rest, test = deal_rows(dataset, [0.5], seed=0)
+    assert sorted(rest + test) == [0, 1, 2, 3]
+    assert [sorted(dataset.labels[row] for row in part) for part in (rest, test)] == [[0, 1], [0, 1]]
+
+
+@pytest.mark.parametrize("shares", [(0.0, 0.2), (0.1, 0.0), (0.5, 0.5), (-0.1, 0.2)])
+def test_shares_that_leave_a_part_empty_are_refused(shares: tuple[float, float]) -> None:
+    with pytest.raises(UsageError, match=f"--validation-share {shares[0]} and --test-share {shares[1]} must be above 0"):
+        check_shares(*shares)
+    check_shares(0.1, 0.2)
 
 
 def test_the_hash_of_a_part_tells_texts_labels_and_their_order_apart() -> None:

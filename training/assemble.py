@@ -1,0 +1,130 @@
+"""From options to what the loop trains: the data set and its parts, the tokenizer, and the model with its strategy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+
+from contract.command import UsageError
+from training.batches import Encoded, encode
+from training.bert import BertConfig, BertForSequenceClassification
+from training.datasets import Dataset, read_dataset
+from training.loop import seed_everything
+from training.options import Finetune
+from training.pretrained import find_base, load_model, load_tokenizer
+from training.split import Split, split_dataset
+from training.strategies import apply_strategy, describe_counts
+
+
+@dataclass(frozen=True)
+class Task:
+    """The texts of a run, split and encoded."""
+
+    base: Path
+    dataset: Dataset
+    split: Split
+    tokenizer: Tokenizer
+    train: Encoded
+    validation: Encoded
+    test: Encoded
+
+
+def read_task(options: Finetune, *, progress: bool) -> Task:
+    """Read, split and tokenize. Raises `UsageError` for data, shares or a base that cannot be used."""
+    base = find_base(options.base)
+    dataset = read_dataset(
+        options.dataset,
+        data=options.data,
+        text=options.text,
+        label=options.label,
+        drop_empty=options.drop_empty,
+        seed=options.seed,
+        tabular=options.tabular,
+    )
+    split = split_dataset(
+        dataset,
+        validation_share=options.validation_share,
+        test_share=options.test_share,
+        train_rows=options.train_rows,
+        seed=options.seed,
+    )
+    tokenizer = load_tokenizer(base, max_length=options.max_length)
+    parts = []
+    for part, rows in (("train", split.train), ("validation", split.validation), ("test", split.test)):
+        texts, labels = [dataset.texts[row] for row in rows], [dataset.labels[row] for row in rows]
+        features = [dataset.features[row] for row in rows] if options.tabular else None
+        title = f"tokenizing {part}" if progress else ""
+        parts.append(encode(tokenizer, texts, labels, features=features, progress=title))
+    return Task(base, dataset, split, tokenizer, *parts)
+
+
+def build_model(options: Finetune, task: Task, device: torch.device) -> tuple[BertForSequenceClassification, str]:
+    """The seeded model on `device` with only what the strategy trains left trainable, and both in words.
+
+    Raises:
+        UsageError: the base, or an option that does not fit it.
+    """
+    seed_everything(options.seed)
+    model, origin = _scratch(options, task) if options.strategy == "scratch" else _loaded(options, task)
+    reads = model.config.max_position_embeddings
+    if options.max_length > reads:
+        raise UsageError(f"--max-length is {options.max_length}; the model reads at most {reads} tokens")
+    if task.train.features is not None and model.tabular is not None:
+        deviation, mean = torch.std_mean(task.train.features, dim=0)
+        model.tabular.mean.copy_(mean)
+        model.tabular.std.copy_(torch.where(deviation > 0, deviation, 1.0))  # a constant feature says nothing: it stays 0
+    try:
+        trains = apply_strategy(
+            model,
+            options.strategy,
+            k=options.k,
+            mask_share=options.mask_share,
+            rank=options.rank,
+            alpha=options.alpha,
+            lora_dropout=options.lora_dropout,
+            targets=options.targets,
+            layers=options.layers,
+            rslora=options.rslora,
+            seed=options.seed,
+        )
+    except ValueError as error:
+        raise UsageError(f"--strategy {options.strategy} with its --k, --targets or --layers: {error}") from error
+    return model.to(device), f"{origin}\n{options.strategy}: {trains}; {describe_counts(model)}"
+
+
+def _scratch(options: Finetune, task: Task) -> tuple[BertForSequenceClassification, str]:
+    hidden, layers, heads, intermediate = options.scratch_size
+    try:
+        config = BertConfig(
+            vocab_size=task.tokenizer.get_vocab_size(),
+            hidden_size=hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            intermediate_size=intermediate,
+            max_position_embeddings=options.max_positions or 512,
+            pad_token_id=task.tokenizer.token_to_id("[PAD]") or 0,
+            hidden_dropout_prob=options.dropout,
+            attention_probs_dropout_prob=options.dropout,
+            num_labels=len(task.dataset.names),
+            num_features=len(task.dataset.feature_names) if options.tabular else 0,
+        )
+    except ValueError as error:
+        raise UsageError(f"--scratch-size {options.scratch_size}: {error}") from error
+    return BertForSequenceClassification(config), f"random weights, tokenizer of {options.base}"
+
+
+def _loaded(options: Finetune, task: Task) -> tuple[BertForSequenceClassification, str]:
+    model, report = load_model(
+        task.base,
+        num_labels=len(task.dataset.names),
+        new_head=True,
+        max_positions=options.max_positions,
+        num_features=len(task.dataset.feature_names) if options.tabular else 0,
+        hidden_dropout_prob=options.dropout,
+        attention_probs_dropout_prob=options.dropout,
+        **({} if options.heads is None else {"num_attention_heads": options.heads}),
+    )
+    return model, f"base {options.base}: {len(report.loaded)} tensors loaded; new: {', '.join(report.initialised)}"
