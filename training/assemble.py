@@ -43,6 +43,7 @@ def read_task(options: Finetune, *, progress: bool) -> Task:
         drop_empty=options.drop_empty,
         seed=options.seed,
         tabular=options.tabular,
+        cleaning=options.cleaning,
     )
     split = split_dataset(
         dataset,

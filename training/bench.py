@@ -29,7 +29,7 @@ from tqdm import tqdm
 from contract.command import UsageError, run_command
 from contract.files import write_json
 from training.batches import Encoded, encode
-from training.datasets import read_dataset
+from training.datasets import DatasetName, read_dataset
 from training.evaluation import resolve_precision
 from training.loop import Plan, Training
 from training.prefix import PrefixCache
@@ -58,8 +58,8 @@ class Bench:
 
     output: Path
     """JSON file to write."""
-    data: Path
-    """CSV of Stack Overflow questions, for texts of real length."""
+    data: Path | None = None
+    """CSV of Stack Overflow questions, for texts of their lengths; the docstrings of the installed libraries when left out."""
     base: str = EMBEDDED
     """Base model: minilm, a Hugging Face BERT folder, or a hub name."""
     texts: int = 192
@@ -219,14 +219,16 @@ def bench(options: Bench) -> None:
     """Run the command; see the module docstring."""
     base = find_base(options.base)
     tokenizer = load_tokenizer(base, max_length=options.max_length)
-    dataset = read_dataset("stackoverflow", data=options.data, text=None, label=None, drop_empty=True, seed=0)
+    name: DatasetName = "docstrings" if options.data is None else "stackoverflow"
+    dataset = read_dataset(name, data=options.data, text=None, label=None, drop_empty=True, seed=0)
     rows = random.Random(0).sample(range(len(dataset.texts)), min(options.texts, len(dataset.texts)))
-    train = encode(tokenizer, [dataset.texts[row] for row in rows], [dataset.labels[row] for row in rows])
+    train = encode(tokenizer, [dataset.texts[row] for row in rows], [dataset.labels[row] % 2 for row in rows])
     with tempfile.TemporaryDirectory() as folder:
         strategies = measure_strategies(options, base, train, Path(folder))
     measured = {
         "date": datetime.now(UTC).date().isoformat(),
         "base": options.base,
+        "data": name,
         "texts": len(rows),
         "mean_tokens": sum(train.lengths) / len(rows),
         "max_length": options.max_length,

@@ -20,6 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
@@ -147,10 +148,13 @@ def write_checkpoint(
 
 
 def write_weights(folder: Path, model: BertForSequenceClassification) -> None:
-    """Write the whole model as `model.safetensors`, under Hugging Face's names."""
+    """Write the whole model as `model.safetensors`, under Hugging Face's names. Raises OSError when the disk is full."""
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    with whole_file(folder / WEIGHTS_FILE) as temporary:
-        save_file(tensors, temporary, {"format": "pt"})
+    try:
+        with whole_file(folder / WEIGHTS_FILE) as temporary:
+            save_file(tensors, temporary, {"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{WEIGHTS_FILE}: {error}") from error
 
 
 def write_common(

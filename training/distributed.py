@@ -60,8 +60,10 @@ class Workers:
         if self.count == 1:
             return module
         devices = [device.index] if device.type == "cuda" else None
-        # A tabular model keeps an unused head, and a layer below the first trained one gets no gradient.
-        return nn.parallel.DistributedDataParallel(module, device_ids=devices, find_unused_parameters=True)
+        # A tabular model keeps an unused head, which gets no gradient. No buffer ever changes.
+        return nn.parallel.DistributedDataParallel(
+            module, device_ids=devices, find_unused_parameters=True, broadcast_buffers=False
+        )
 
 
 ALONE = Workers()

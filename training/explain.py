@@ -98,7 +98,7 @@ class Subject:
         self.model: BertForSequenceClassification = model.train()
         self.optimizer = make_optimizer(model, learning_rate=1e-4, weight_decay=0.01)
         self.dtype = resolve_precision(options.precision, torch.device("cpu"))
-        self.ids = torch.randint(1000, model.config.vocab_size, (options.batch_rows, options.tokens))
+        self.ids = torch.randint(0, model.config.vocab_size, (options.batch_rows, options.tokens))
         self.labels = torch.arange(options.batch_rows) % 2
         self.work = estimate_work(model, rows=options.batch_rows, tokens=options.tokens)
 

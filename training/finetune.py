@@ -103,7 +103,7 @@ def _remove_halves(output: Path, state: Path) -> None:
     """Remove what a kill left half-written beside `output` and in `state`."""
     for folder in output.parent.glob(f".{glob.escape(output.name)}.partial-*"):
         shutil.rmtree(folder)
-    for file in state.glob(f".{STATE_FILE}.*"):
+    for file in state.glob(".*"):
         file.unlink()
 
 
@@ -196,6 +196,8 @@ def _fit(run: _Run, report: Callable[[EpochResult], None]) -> list[EpochResult]:
         seed=options.seed,
         save_every_s=options.save_every_s,
     )
+    if run.workers.rank:
+        torch.manual_seed(options.seed + run.workers.rank)  # the weights are drawn; every worker's dropout is its own
     training = Training(
         run.model,
         run.task.train,

@@ -223,6 +223,7 @@ class Training:
         late = self.workers.first and time.monotonic() - self._saved_at >= self.plan.save_every_s
         asked, late = self.workers.any(bool(stop.requested), late)
         if asked or late:
+            self._check_loss(f"epoch {len(self.results) + 1}")  # on a GPU nobody may have looked at it yet
             self._save()
         if asked:
             raise Interrupted(stop.requested or signal.SIGTERM)

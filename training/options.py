@@ -13,11 +13,13 @@ from typing import Any, Literal
 import torch
 
 from contract.command import UsageError
+from training.complaints import Cleaning
 from training.datasets import DatasetName
 from training.evaluation import Precision
 from training.lora import check_rank
 from training.masked import check_share
 from training.pretrained import EMBEDDED
+from training.split import check_shares
 from training.strategies import StrategyName
 from training.tracking import TrackerName
 
@@ -39,6 +41,12 @@ class Finetune:
     """Column of the labels, for csv."""
     drop_empty: bool = False
     """Leave out rows with an empty text or label instead of stopping at them."""
+    class_threshold: int = 30
+    """Complaints that a product must have to be a class, for complaints (published: 1000 of all complaints)."""
+    sample_frac: float = 1.0
+    """Share of the complaints to draw at random, for complaints (published: 0.1)."""
+    min_text_length: int = 10
+    """Words that a cleaned complaint must have, for complaints."""
     train_rows: int | None = None
     """Train on at most this many rows, drawn at random."""
     validation_share: float = 0.1
@@ -122,14 +130,21 @@ class Finetune:
         if self.max_length < 3:  # the tokenizer would not truncate at all below 2
             raise UsageError(f"--max-length is {self.max_length}; it must be at least 3: [CLS], one token of the text, [SEP]")
         self._check_numbers()
-        if not (self.validation_share > 0 and self.test_share > 0 and self.validation_share + self.test_share < 1):
-            raise UsageError(
-                f"--validation-share {self.validation_share} and --test-share {self.test_share} must be above 0 and sum below 1"
-            )
+        _ = self.cleaning
+        check_shares(self.validation_share, self.test_share)
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UsageError("--device is cuda, but torch sees no CUDA device; use cpu, or auto")
+        if self.cache_prefix and self.strategy == "none":
+            raise UsageError("--cache-prefix serves later epochs, and the strategy none trains none")
         if self.heads is not None and self.strategy == "scratch":
             raise UsageError("--heads replaces the heads of a loaded base; scratch takes its own from --scratch-size")
+
+    @property
+    def cleaning(self) -> Cleaning:
+        """How complaints are cleaned."""
+        return Cleaning(
+            sample_frac=self.sample_frac, class_threshold=self.class_threshold, min_text_length=self.min_text_length
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The options as written to `run.json`."""

@@ -9,6 +9,7 @@ Shapes: B batch, T tokens, D hidden.
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 
 import torch
@@ -33,11 +34,17 @@ class PrefixCache:
         tokens_per_batch: int,
         dtype: torch.dtype,
     ) -> None:
-        """Compute the hidden states into the file `path`, one forward pass through the frozen layers."""
+        """Compute the hidden states into the file `path`, one forward pass through the frozen layers.
+
+        Raises:
+            OSError: the disk has no room for them.
+        """
         self.layers = layers
         self._starts = [0, *itertools.accumulate(encoded.lengths)]
         width = model.config.hidden_size
         count = self._starts[-1] * width
+        with path.open("wb") as file:  # a mapped file without its blocks ends the process where the disk is full
+            os.posix_fallocate(file.fileno(), 0, count * dtype.itemsize)
         self._states = torch.from_file(str(path), shared=True, size=count, dtype=dtype).view(-1, width)  # [all tokens, D]
         self._fill(model, encoded, tokens_per_batch=tokens_per_batch, dtype=dtype)
 

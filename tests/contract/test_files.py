@@ -92,11 +92,18 @@ def test_a_file_filled_by_another_library_appears_when_the_block_ends(tmp_path: 
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_file_that_its_writer_replaces_by_a_rename_of_its_own_is_taken_as_well(tmp_path: Path) -> None:
-    with whole_file(tmp_path / "file") as temporary:
-        (tmp_path / "own").write_bytes(b"content")
-        (tmp_path / "own").rename(temporary)
+def test_a_file_that_its_writer_replaces_by_a_rename_of_its_own_has_the_mode_asked_for(tmp_path: Path) -> None:
+    """As safetensors does, whose own temporary file nobody else may read."""
+    before = os.umask(0o022)
+    try:
+        with whole_file(tmp_path / "file") as temporary:
+            (tmp_path / "own").write_bytes(b"content")
+            (tmp_path / "own").chmod(0o600)
+            (tmp_path / "own").rename(temporary)
+    finally:
+        os.umask(before)
     assert (tmp_path / "file").read_bytes() == b"content"
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 

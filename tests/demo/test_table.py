@@ -118,7 +118,7 @@ def test_the_command_prints_the_table_of_a_file(tmp_path: Path) -> None:
 def wrong_tables(readme: str, folder: Path) -> list[str]:
     """What is wrong with the tables of a README: a file without its marker, a marker without its file, another table."""
     files = {path.name for path in folder.glob("demo-*.json")}
-    found = re.findall(r"^<!-- table: docs/measurements/(\S+) -->\n\n?((?:\|.*\n)*)", readme, re.MULTILINE)
+    found = re.findall(r"^<!-- table: docs/measurements/(demo-\S+) -->\n\n?((?:\|.*\n)*)", readme, re.MULTILINE)
     tables = dict(found)
     wrong = [f"{name}: no marker in the README" for name in sorted(files - set(tables))]
     wrong += [f"{name}: marked in the README, but no such file" for name in sorted(set(tables) - files)]

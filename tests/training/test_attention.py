@@ -19,14 +19,18 @@ SHAPES = {
     "one head, one row": (1, 1, 5, 5, 16),
 }
 Shape = tuple[int, int, int, int, int]
+Leaves = tuple[Tensor, Tensor, Tensor]
 
 
-def inputs(shape: Shape, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> list[Tensor]:
+def inputs(shape: Shape, *, dtype: torch.dtype = torch.float32) -> Leaves:
     """Query [B, H, Q, K], key and value [B, H, T, K], each a leaf that wants a gradient."""
     batch, heads, queries, tokens, size = shape
-    generator = torch.Generator().manual_seed(seed)
-    sizes = ((batch, heads, queries, size), (batch, heads, tokens, size), (batch, heads, tokens, size))
-    return [torch.randn(size, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for size in sizes]
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(batch, heads, length, size, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+        for length in (queries, tokens, tokens)
+    )
+    return query, key, value
 
 
 def mask_of(shape: Shape, dtype: torch.dtype = torch.float32) -> Tensor | None:
@@ -77,17 +81,17 @@ def test_gradients_are_right_whichever_inputs_want_one(wanted: tuple[int, ...]) 
 def test_inputs_that_are_no_contiguous_blocks_are_read_right() -> None:
     """As the heads come out of one matrix: [B, T, H, K] seen as [B, H, T, K]."""
     leaves = [torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(n)).requires_grad_() for n in range(3)]
-    views = [leaf.transpose(1, 2) for leaf in leaves]
-    theirs = F.scaled_dot_product_attention(*views)
-    torch.testing.assert_close(attend(*views, None), theirs, atol=1e-5, rtol=0.0)
-    torch.testing.assert_close(gradients(attend(*views, None), leaves), gradients(theirs, leaves), atol=1e-5, rtol=0.0)
+    query, key, value = (leaf.transpose(1, 2) for leaf in leaves)
+    ours, theirs = attend(query, key, value, None), F.scaled_dot_product_attention(query, key, value)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0.0)
+    torch.testing.assert_close(gradients(ours, leaves), gradients(theirs, leaves), atol=1e-5, rtol=0.0)
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["no mask", "mask"])
 def test_bf16_stays_as_near_to_fp32_as_torch_does(masked: bool) -> None:
     shape = (3, 2, 9, 9, 16)
     exact = inputs(shape)
-    rounded = [leaf.detach().bfloat16().requires_grad_() for leaf in exact]
+    rounded = inputs(shape, dtype=torch.bfloat16)
     mask = mask_of(shape) if masked else None
     low = mask_of(shape, torch.bfloat16) if masked else None
     expected = F.scaled_dot_product_attention(*exact, attn_mask=mask)
@@ -127,8 +131,7 @@ def test_dropout_of_the_weights_acts_and_keeps_the_mean() -> None:
 
 @torch.no_grad()
 def test_inference_takes_torchs_own_kernel_and_gives_the_same() -> None:
-    leaves = [leaf.detach() for leaf in inputs(SHAPES["square"])]
-    mask = mask_of(SHAPES["square"])
+    leaves, mask = inputs(SHAPES["square"]), mask_of(SHAPES["square"])
     assert torch.equal(attend(*leaves, mask), F.scaled_dot_product_attention(*leaves, attn_mask=mask))
 
 

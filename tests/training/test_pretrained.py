@@ -16,6 +16,7 @@ from transformers import BertTokenizerFast
 import training.pretrained
 from contract.command import UsageError
 from contract.files import read_json, write_json
+from tests.tiny import padded_batch
 from training.pretrained import find_base, load_model, load_tokenizer
 
 TEXTS = [
@@ -134,6 +135,36 @@ def test_missing_foreign_and_misshapen_keys_are_each_named(base: Path) -> None:
 def test_a_long_list_of_problems_is_counted(base: Path) -> None:
     alter(base, lambda tensors: {f"other.{name}": tensor for name, tensor in tensors.items()})
     with pytest.raises(UsageError, match=r"(?s)missing: bert\.embeddings.*\n  and 68 more$"):  # 37 missing, 39 foreign, 8 shown
+        load_model(base, num_labels=2, new_head=True)
+
+
+@torch.no_grad()
+def test_fewer_positions_read_shorter_texts_identically_and_longer_ones_not_at_all(base: Path) -> None:
+    torch.manual_seed(0)
+    whole, _ = load_model(base, num_labels=2, new_head=True)
+    torch.manual_seed(0)
+    cropped, report = load_model(base, num_labels=2, new_head=True, max_positions=11)
+    assert cropped.config.max_position_embeddings == 11
+    assert "bert.embeddings.position_embeddings.weight" in report.loaded
+    positions = whole.bert.embeddings.position_embeddings.weight
+    assert torch.equal(cropped.bert.embeddings.position_embeddings.weight, positions[:11])
+    cropped.classifier.load_state_dict(whole.classifier.state_dict())
+    for lengths in ([11, 4], [1]):
+        ids, mask = padded_batch(whole.config, lengths)
+        assert torch.equal(cropped.eval()(ids, mask), whole.eval()(ids, mask))
+    with pytest.raises(ValueError, match="12 tokens; this model reads 1 to 11"):
+        cropped(torch.zeros(1, 12, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("wanted", [0, 41, 512])
+def test_positions_that_the_base_does_not_have_are_refused(base: Path, wanted: int) -> None:
+    with pytest.raises(UsageError, match=rf"--max-positions is {wanted}; .*base has 40 position embeddings to keep some of"):
+        load_model(base, num_labels=2, new_head=True, max_positions=wanted)
+
+
+def test_without_a_crop_a_file_of_other_positions_is_an_error(base: Path) -> None:
+    write_json(base / "config.json", read_json(base / "config.json") | {"max_position_embeddings": 30})
+    with pytest.raises(UsageError, match=r"shape: bert\.embeddings\.position_embeddings\.weight is \[40, 32\], .* \[30, 32\]"):
         load_model(base, num_labels=2, new_head=True)
 
 

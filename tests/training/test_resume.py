@@ -221,10 +221,13 @@ def test_a_damaged_state_is_refused_by_name(stopped: Finetune, content: bytes | 
 
 
 def test_what_a_kill_left_half_written_is_removed(stopped: Finetune) -> None:
-    halves = [stopped.output.with_name(".run.partial-0123abcd"), state_folder(stopped.output) / f".{STATE_FILE}.0123abcd"]
-    halves[0].mkdir()
-    (halves[0] / "model.safetensors").write_bytes(b"half")
-    halves[1].write_bytes(b"half")
+    partial, state = stopped.output.with_name(".run.partial-0123abcd"), state_folder(stopped.output)
+    partial.mkdir()
+    (partial / "model.safetensors").write_bytes(b"half")
+    for name in (f".{STATE_FILE}.0123abcd", ".tmpAbCdEf"):  # ours, and that of safetensors
+        (state / name).write_bytes(b"half")
+    stop_at(stopped, forward=1, training=True)
+    assert [path.name for path in state.iterdir() if path.name.startswith(".")] == []
     finetune(stopped)
     assert [path.name for path in stopped.output.parent.iterdir()] == ["run"]
 

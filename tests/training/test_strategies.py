@@ -182,7 +182,7 @@ def test_the_frozen_layers_below_the_lowest_trained_one_are_counted(
 def test_the_tabular_head_trains_where_the_classifier_would() -> None:
     for name in ("head", "last", "lora", "masked"):
         model = random_bert(tiny_config(num_features=2))
-        apply_strategy(model, name)  # type: ignore[arg-type]
+        apply_strategy(model, name)
         trained = {key.split(".")[0] for key, parameter in model.named_parameters() if parameter.requires_grad} - {"bert"}
         assert trained == {"tabular"}
 
