@@ -24,7 +24,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from contract.tensors import ATTENTION_MASK, INPUT_IDS, LOGITS
-from training.bert import BertConfig, BertForSequenceClassification
+from training.bert import BertForSequenceClassification
+from training.bert_config import BertConfig
 
 OPSET = 17
 IR_VERSION = 10

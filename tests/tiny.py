@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from training.batches import Encoded
-from training.bert import BertConfig, BertForSequenceClassification
+from training.bert import BertForSequenceClassification
+from training.bert_config import BertConfig
 from training.lora import inject_lora, lora_modules
 
 ALL_LINEARS = ("query", "key", "value", "dense")

@@ -10,7 +10,8 @@ from tokenizers import Tokenizer
 
 from contract.command import UsageError
 from training.batches import Encoded, encode
-from training.bert import BertConfig, BertForSequenceClassification
+from training.bert import BertForSequenceClassification
+from training.bert_config import BertConfig
 from training.datasets import Dataset, read_dataset
 from training.loop import seed_everything
 from training.options import Finetune

@@ -29,7 +29,8 @@ from contract.files import read_json, read_json_lines, sha256_of, whole_file, wr
 from training.adapter import base_name, is_adapter, load_adapter, save_adapter
 from training.assemble import Task
 from training.batches import Encoded, encode
-from training.bert import BertConfig, BertForSequenceClassification
+from training.bert import BertForSequenceClassification
+from training.bert_config import BertConfig
 from training.lora import lora_modules
 from training.masked import unmask
 from training.options import Finetune

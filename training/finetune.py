@@ -37,7 +37,6 @@ from training.loop import EpochResult, Plan, Training
 from training.metrics import Metrics
 from training.options import Finetune
 from training.prefix import PrefixCache
-from training.recheck import recheck
 from training.record import PREDICTIONS_FILE, describe_run, epoch_row, identify, peak_memory_bytes, reset_peak_memory
 from training.state import STATE_FILE, Interrupted, StopSignals, load_state, state_folder
 from training.strategies import lowest_trained_layer
@@ -163,6 +162,8 @@ def _train(run: _Run, folder: Path | None, on_epoch: Callable[[EpochResult], Non
 
 
 def _write(run: _Run, folder: Path, epochs: list[EpochResult], logits: Tensor, test: Metrics) -> None:
+    from training.recheck import recheck  # scikit-learn takes a second to import
+
     names = run.task.dataset.names
     rows = zip(run.task.test.labels, logits.argmax(1).tolist(), logits.tolist(), strict=True)
     predictions = ({"label": names[true], "predicted": names[got], "logits": scores} for true, got, scores in rows)

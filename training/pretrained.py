@@ -19,7 +19,8 @@ from torch import Tensor
 
 from contract.command import UsageError
 from contract.files import read_json, sha256_of
-from training.bert import BertConfig, BertForSequenceClassification
+from training.bert import BertForSequenceClassification
+from training.bert_config import BertConfig
 from training.lora import TABULAR_HEAD
 
 EMBEDDED = "minilm"

@@ -20,7 +20,8 @@ import tyro
 
 from contract.command import UsageError, run_command
 from contract.files import read_json
-from training.bert import BertConfig, BertForSequenceClassification
+from training.bert import BertForSequenceClassification
+from training.bert_config import BertConfig
 from training.datasets import read_dataset
 from training.evaluation import Precision
 from training.lora import check_rank, count_parameters

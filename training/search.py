@@ -28,7 +28,7 @@ from tyro.conf import Fixed
 
 from contract.command import Failure, UsageError, run_command
 from contract.files import read_json, write_json
-from training.bert import BertConfig
+from training.bert_config import BertConfig
 from training.finetune import finetune
 from training.lora import check_rank
 from training.options import Finetune

@@ -14,7 +14,8 @@ from torch import nn
 from tests.tiny import padded_batch, random_bert, tiny_config, transformers_twin
 from training.attention import additive_mask
 from training.batches import collate, encode
-from training.bert import BertConfig, BertForSequenceClassification
+from training.bert import BertForSequenceClassification
+from training.bert_config import BertConfig
 from training.lora import count_parameters
 from training.pretrained import find_base, load_model, load_tokenizer
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from tests.tiny import padded_batch, random_bert, tiny_config
-from training.bert import BertConfig, BertLayer
+from training.bert import BertLayer
+from training.bert_config import BertConfig
 
 TOLERANCE: dict[str, Any] = {"atol": 1e-5, "rtol": 0.0}
 

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.tiny import ALL_LINEARS, adapted_bert, padded_batch, random_bert, tiny_config, transformers_twin
-from training.bert import BertConfig, BertForSequenceClassification, BertModel
+from training.bert import BertForSequenceClassification, BertModel
+from training.bert_config import BertConfig
 from training.lora import LoraLinear, count_parameters, inject_lora, lora_modules
 
 TOLERANCE: dict[str, Any] = {"atol": 1e-5, "rtol": 0.0}

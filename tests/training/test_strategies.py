@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from tests.tiny import padded_batch, random_bert, tiny_config
-from training.bert import BertConfig, BertForSequenceClassification
+from training.bert import BertForSequenceClassification
+from training.bert_config import BertConfig
 from training.lora import count_parameters
 from training.strategies import STRATEGIES, StrategyName, apply_strategy, describe_counts, lowest_trained_layer
 
