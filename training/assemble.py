@@ -129,4 +129,6 @@ def _loaded(options: Finetune, task: Task) -> tuple[BertForSequenceClassificatio
         attention_probs_dropout_prob=options.dropout,
         **({} if options.heads is None else {"num_attention_heads": options.heads}),
     )
+    if options.strategy == "lora":
+        report.check_adaptable(task.base)
     return model, f"base {options.base}: {len(report.loaded)} tensors loaded; new: {', '.join(report.initialised)}"

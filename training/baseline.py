@@ -47,6 +47,10 @@ class Baseline:
     """Leave out rows with an empty text or label instead of stopping at them."""
     class_threshold: int = 30
     """Complaints that a product must have to be a class, for complaints."""
+    sample_frac: float = 1.0
+    """Share of the complaints to draw at random, for complaints."""
+    min_text_length: int = 10
+    """Words that a cleaned complaint must have, for complaints."""
     train_rows: int | None = None
     """Train on at most this many rows, drawn at random."""
     validation_share: float = 0.1
@@ -58,9 +62,16 @@ class Baseline:
 
     def __post_init__(self) -> None:
         check_shares(self.validation_share, self.test_share)
-        Cleaning(class_threshold=self.class_threshold)
+        _ = self.cleaning
         if self.train_rows is not None and self.train_rows < 1:
             raise UsageError(f"--train-rows is {self.train_rows}; it must be at least 1")
+
+    @property
+    def cleaning(self) -> Cleaning:
+        """How complaints are cleaned."""
+        return Cleaning(
+            sample_frac=self.sample_frac, class_threshold=self.class_threshold, min_text_length=self.min_text_length
+        )
 
 
 def baseline(options: Baseline) -> None:
@@ -77,7 +88,7 @@ def baseline(options: Baseline) -> None:
         label=options.label,
         drop_empty=options.drop_empty,
         seed=options.seed,
-        cleaning=Cleaning(class_threshold=options.class_threshold),
+        cleaning=options.cleaning,
     )
     split = split_dataset(
         dataset,

@@ -159,8 +159,8 @@ class BertModel(nn.Module):
     def embed(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         """[B, T] -> [B, T, D], the input of the first layer.
 
-        Under autocast already in its type: the residuals then stay in it, which halves what every sum and LayerNorm reads
-        and writes. LayerNorm's own sums are fp32 inside torch, whatever it reads.
+        Under autocast already in its type: on a CPU the residuals then stay in it, which halves what every sum and LayerNorm
+        reads and writes (LayerNorm's own sums are fp32 inside torch). CUDA's autocast gives LayerNorm's result in fp32.
         """
         hidden: Tensor = self.embeddings(input_ids, token_type_ids)
         return hidden.to(compute_dtype(hidden))

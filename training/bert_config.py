@@ -29,6 +29,8 @@ class BertConfig:
     """Numeric features that the head reads beside the text."""
 
     def __post_init__(self) -> None:
+        if self.num_hidden_layers < 1:
+            raise ValueError(f"num_hidden_layers is {self.num_hidden_layers}; at least 1 is needed")
         if len(self.layer_heads) != self.num_hidden_layers:
             raise ValueError(f"num_attention_heads has {len(self.layer_heads)} numbers for {self.num_hidden_layers} layers")
         if any(heads < 1 or self.hidden_size % heads for heads in self.layer_heads):

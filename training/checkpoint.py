@@ -104,7 +104,7 @@ def _load_adapted(folder: Path, base_sha256: str, config: dict[str, Any], *, num
             f"the base {base} has sha256 {digest}, but {folder} was trained on {base_sha256}; restore that base, or train again"
         )
     ours = BertConfig.from_dict(config)
-    model, _ = load_model(
+    model, report = load_model(
         base,
         num_labels=num_labels,
         new_head=True,
@@ -112,6 +112,7 @@ def _load_adapted(folder: Path, base_sha256: str, config: dict[str, Any], *, num
         num_attention_heads=ours.num_attention_heads,
         num_features=ours.num_features,
     )
+    report.check_adaptable(base)
     load_adapter(model, folder)
     return model
 
@@ -132,7 +133,8 @@ def write_checkpoint(
     if next(lora_modules(model), None) is None:
         write_weights(folder, model)
     else:
-        save_adapter(model, folder, base=options.base if options.base == EMBEDDED else str(task.base.absolute()))
+        local = options.base != EMBEDDED and Path(options.base).expanduser().is_dir()
+        save_adapter(model, folder, base=str(task.base.absolute()) if local else options.base)
     dataset, features = task.dataset, model.config.num_features
     write_common(
         folder,
@@ -170,6 +172,8 @@ def write_common(
     """Write what every checkpoint has, whatever its weights."""
     values = dataclasses.asdict(config)
     del values["num_labels"]
+    if len(set(config.layer_heads)) == 1:
+        values["num_attention_heads"] = config.layer_heads[0]  # one number, which transformers reads too
     write_json(
         folder / "config.json",
         {

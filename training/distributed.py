@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node 2 -m training.finetune --output build/finetuned
 
-Every batch is the batch that one process would have trained on, its rows dealt out; so the result is that of one process up
-to the order of sums. Without torchrun there is one worker, and nothing here does anything.
+Every batch is the batch that one process would have trained on, its rows dealt out; so without dropout the
+result is that of one process up to the order of sums. Without torchrun there is one worker, and nothing here does anything.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from contract.command import UsageError
 
 
 @dataclass(frozen=True)
@@ -88,5 +90,7 @@ def choose_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if device.index >= torch.cuda.device_count():
+        raise UsageError(f"process {device.index} of this machine has no GPU: it has {torch.cuda.device_count()}; start fewer")
     torch.cuda.set_device(device)
     return device

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from training.batches import Encoded, collate, plan_batches
+from contract.command import Failure
+from training.batches import Batch, Encoded, collate, plan_batches
 from training.bert import BertForSequenceClassification
 from training.distributed import ALONE, Workers
 from training.masked import MaskedLinear
@@ -42,6 +43,18 @@ def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
     """The autocast region for `dtype`; with float32 it changes nothing."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+@contextlib.contextmanager
+def clear_out_of_memory(batch: Batch) -> Iterator[None]:
+    """Turn torch's errors of a memory that is full into a `Failure` that says which batch was too large."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        texts, tokens = batch.input_ids.shape
+        raise Failure(f"memory ran out on a batch of {texts} texts of {tokens} tokens; lower --tokens-per-batch") from error
 
 
 @contextlib.contextmanager
@@ -83,7 +96,7 @@ def compute_logits(
     hidden = not progress or not workers.first
     for rows in tqdm(mine, desc=progress, unit="batches", disable=hidden, mininterval=0.5):
         batch = collate(encoded, rows, pad_token_id=model.config.pad_token_id).to(device)
-        with autocast(device, dtype):
+        with clear_out_of_memory(batch), autocast(device, dtype):
             logits[rows] = model(batch.input_ids, batch.attention_mask, features=batch.features).float().cpu()
     return workers.sum(logits)
 

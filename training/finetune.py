@@ -26,19 +26,28 @@ import tyro
 from torch import Tensor
 
 from contract.command import UsageError, run_command
-from contract.files import new_folder, write_json_lines
+from contract.files import new_folder, read_json, write_json_lines
 from training.adapter import adapter_bytes
 from training.assemble import Task, build_model, read_task
 from training.bert import BertForSequenceClassification
-from training.checkpoint import write_checkpoint
+from training.checkpoint import RUN_FILE, write_checkpoint
 from training.distributed import Workers, choose_device, join_workers
 from training.evaluation import EVALUATION_FACTOR, compute_logits, measure, resolve_precision
 from training.loop import EpochResult, Plan, Training
 from training.metrics import Metrics
 from training.options import Finetune
 from training.prefix import PrefixCache
-from training.record import PREDICTIONS_FILE, describe_run, epoch_row, identify, peak_memory_bytes, reset_peak_memory
-from training.state import STATE_FILE, Interrupted, StopSignals, load_state, state_folder
+from training.record import (
+    PREDICTIONS_FILE,
+    Machine,
+    check_same,
+    describe_run,
+    epoch_row,
+    identify,
+    peak_memory_bytes,
+    reset_peak_memory,
+)
+from training.state import STATE_FILE, Interrupted, StopSignals, hold, load_state, state_folder
 from training.strategies import lowest_trained_layer
 from training.tracking import METRICS_FILE, MetricsLog, Tracker, open_tracker
 
@@ -48,7 +57,7 @@ PROJECT = "bert-on-triton"
 
 
 def finetune(options: Finetune, *, on_epoch: Callable[[EpochResult], None] | None = None) -> None:
-    """Run the whole of it; see the module docstring. `on_epoch` is called after each validation of the first process.
+    """Run the whole of it; see the module docstring. `on_epoch` is called after each validation, in every process.
 
     Raises:
         UsageError: options, data or a base that cannot be used; an output or an interrupted run that exists.
@@ -59,49 +68,53 @@ def finetune(options: Finetune, *, on_epoch: Callable[[EpochResult], None] | Non
         torch.set_num_threads(options.threads)
     with join_workers() as workers:
         if options.resume and options.output.exists():
+            check_same(options, read_json(options.output / RUN_FILE)["configuration"])
             _say(workers, f"{options.output} is finished already")
             if workers.first:
                 shutil.rmtree(state_folder(options.output), ignore_errors=True)  # where a kill came between the two
             return
-        state = _open_state(options, workers)
         started = time.perf_counter()
-        try:
-            output = new_folder(options.output) if workers.first else contextlib.nullcontext()
-            with StopSignals().caught(), output as folder:  # while nothing trains too: reading, evaluating, writing
-                _train(_prepare(options, workers, state), folder, on_epoch)
-        except Interrupted as signal:
-            saved = (state / STATE_FILE).exists()
-            kept = f"the run is saved in {state}; continue it by the same command with --resume"
-            _say(workers, f"\n{signal}: {kept if saved else 'nothing was trained yet, and nothing is kept'}")
-            raise SystemExit(128 + signal.number) from None
-        finally:
-            if workers.first and (options.output.exists() or not (state / STATE_FILE).exists()):
-                shutil.rmtree(state)
+        with hold(state_folder(options.output)) if workers.first else contextlib.nullcontext():
+            _run(options, workers, on_epoch)
     if workers.first:
         size = f" (adapter and head: {adapter_bytes(options.output) / 1e6:.2f} MB)" if options.strategy == "lora" else ""
         print(f"wrote {options.output}{size} in {time.perf_counter() - started:.0f} s")
 
 
-def _open_state(options: Finetune, workers: Workers) -> Path:
-    """The folder of the run's state, made where it is missing. Raises UsageError when one is there and not asked for."""
+def _run(options: Finetune, workers: Workers, on_epoch: Callable[[EpochResult], None] | None) -> None:
+    """Run it, and leave either the output or a state that can be continued."""
     state = state_folder(options.output)
-    if workers.first:
-        if options.output.exists():
-            raise UsageError(f"the output {options.output} exists already; name another one, or remove it first")
-        if (state / STATE_FILE).exists() and not options.resume:
-            raise UsageError(f"{state} holds an interrupted run; continue it with --resume, or remove that folder")
-        if state.exists() and not (state / STATE_FILE).exists():
-            shutil.rmtree(state)  # of a run that was killed before it saved anything
-        if options.resume:
-            _remove_halves(options.output, state)
-        state.mkdir(parents=True, exist_ok=True)
-    return state
+    try:
+        with StopSignals().caught():  # while nothing trains too: reading, evaluating, writing
+            _open_state(options, workers)
+            with new_folder(options.output) if workers.first else contextlib.nullcontext() as folder:
+                _train(_prepare(options, workers, state), folder, on_epoch)
+        if workers.first:
+            shutil.rmtree(state)
+    except Interrupted as signal:
+        kept = f"the run is saved in {state}; continue it by the same command with --resume"
+        _say(
+            workers, f"\n{signal}: {kept if (state / STATE_FILE).exists() else 'nothing was trained yet, and nothing is kept'}"
+        )
+        raise SystemExit(128 + signal.number) from None
+    finally:
+        if workers.first and not (state / STATE_FILE).exists():
+            shutil.rmtree(state, ignore_errors=True)
 
 
-def _remove_halves(output: Path, state: Path) -> None:
-    """Remove what a kill left half-written beside `output` and in `state`."""
-    for folder in output.parent.glob(f".{glob.escape(output.name)}.partial-*"):
-        shutil.rmtree(folder)
+def _open_state(options: Finetune, workers: Workers) -> None:
+    """Check and tidy the folder of the run's state. Raises UsageError when a run is there and not asked for."""
+    state = state_folder(options.output)
+    if not workers.first:
+        return
+    if options.output.exists():
+        raise UsageError(f"the output {options.output} exists already; name another one, or remove it first")
+    if (state / STATE_FILE).exists() and not options.resume:
+        raise UsageError(f"{state} holds an interrupted run; continue it with --resume, or remove that folder")
+    if not (state / STATE_FILE).exists():
+        (state / METRICS_FILE).unlink(missing_ok=True)  # of a run that was killed before it saved anything
+    for folder in options.output.parent.glob(f".{glob.escape(options.output.name)}.partial-*"):
+        shutil.rmtree(folder)  # half-written, by a run that was killed
     for file in state.glob(".*"):
         file.unlink()
 
@@ -116,15 +129,16 @@ class _Run:
     task: Task
     model: BertForSequenceClassification
     description: str
-    dtype: torch.dtype
+    machine: Machine
 
 
 def _prepare(options: Finetune, workers: Workers, state: Path) -> _Run:
-    reset_peak_memory()
     device = choose_device(options.device)
+    reset_peak_memory(device)
     task = read_task(options, progress=workers.first)
     model, description = build_model(options, task, device)
-    run = _Run(options, workers, state, task, model, description, resolve_precision(options.precision, device))
+    machine = Machine(device, resolve_precision(options.precision, device), workers.count)
+    run = _Run(options, workers, state, task, model, description, machine)
     _say(workers, description)
     _say(workers, _describe_task(run))
     return run
@@ -176,8 +190,8 @@ def _write(run: _Run, folder: Path, epochs: list[EpochResult], logits: Tensor, t
         description=run.description,
         epochs=epochs,
         test=test,
-        peak_bytes=peak_memory_bytes(next(run.model.parameters()).device),
-        processes=run.workers.count,
+        peak_bytes=peak_memory_bytes(run.machine.device),
+        machine=run.machine,
     )
     write_checkpoint(folder, run.model, run.task, run.options, record)
     recheck(folder)
@@ -193,7 +207,7 @@ def _fit(run: _Run, report: Callable[[EpochResult], None]) -> list[EpochResult]:
         schedule=options.schedule,
         tokens_per_batch=options.tokens_per_batch,
         batch_rows=options.batch_rows,
-        dtype=run.dtype,
+        dtype=run.machine.dtype,
         seed=options.seed,
         save_every_s=options.save_every_s,
     )
@@ -206,7 +220,7 @@ def _fit(run: _Run, report: Callable[[EpochResult], None]) -> list[EpochResult]:
         plan,
         workers=run.workers,
         state_file=run.state / STATE_FILE,
-        identity=identify(options, run.task, run.workers.count),
+        identity=identify(options, run.task, run.machine),
         cache=_cache(run),
     )
     if options.resume and (run.state / STATE_FILE).exists():
@@ -239,7 +253,7 @@ def _cache(run: _Run) -> PrefixCache | None:
     path = run.state / "prefix.bin"
     path.unlink(missing_ok=True)
     tokens = run.options.tokens_per_batch
-    return PrefixCache(run.model, run.task.train, path, layers=layers, tokens_per_batch=tokens, dtype=run.dtype)
+    return PrefixCache(run.model, run.task.train, path, layers=layers, tokens_per_batch=tokens, dtype=run.machine.dtype)
 
 
 def _tracked(run: _Run) -> Tracker:
@@ -259,7 +273,7 @@ def _describe_task(run: _Run) -> str:
     return (
         f"{texts} training texts ({sum(train.lengths) / texts:.0f} tokens on average, "
         f"{sum(train.truncated) / texts:.1%} truncated), {len(run.task.validation.ids)} validation, "
-        f"{len(run.task.test.ids)} test; {str(run.dtype).removeprefix('torch.')} on {torch.get_num_threads()} threads"
+        f"{len(run.task.test.ids)} test; {run.machine.to_json()['dtype']} on {torch.get_num_threads()} threads"
         + (f" of each of {workers.count} processes" if workers.count > 1 else "")
     )
 

@@ -24,6 +24,9 @@ HEAD = "classifier"
 TABULAR_HEAD = "tabular"
 """The head in its place where the model reads numeric features too."""
 
+DEFAULT_TARGETS = ("query", "key", "value", "dense")
+"""Every linear layer of the encoder, and the pooler's: a rank of 8 there learns more than a high one on two of them."""
+
 _LAYER = re.compile(r"\.layer\.(\d+)\.")
 
 

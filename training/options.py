@@ -6,6 +6,7 @@ Read by `training.finetune`; `training.replay`, `training.compare` and `training
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from contract.command import UsageError
 from training.complaints import Cleaning
 from training.datasets import DatasetName
 from training.evaluation import Precision
-from training.lora import check_rank
+from training.lora import DEFAULT_TARGETS, check_rank
 from training.masked import check_share
 from training.pretrained import EMBEDDED
 from training.split import check_shares
@@ -79,7 +80,7 @@ class Finetune:
     """Scale by alpha / sqrt(rank) instead: rank-stabilised LoRA."""
     lora_dropout: float = 0.0
     """Dropout before lora_A, in [0, 1). On a CPU drawing it costs a third of the training time."""
-    targets: tuple[str, ...] = ("query", "key", "value", "dense")
+    targets: tuple[str, ...] = DEFAULT_TARGETS
     """Linear layers to adapt: ends of module paths (query fits every ...self.query) or shell patterns over whole paths."""
     layers: tuple[int, ...] | None = None
     """Encoder layers to adapt, 0 next to the input; all of them when left out."""
@@ -136,6 +137,8 @@ class Finetune:
             raise UsageError("--device is cuda, but torch sees no CUDA device; use cpu, or auto")
         if self.cache_prefix and self.strategy == "none":
             raise UsageError("--cache-prefix serves later epochs, and the strategy none trains none")
+        if self.layers is not None and self.strategy != "lora":
+            raise UsageError(f"--layers chooses where LoRA goes; the strategy {self.strategy} takes --k, or nothing")
         if self.heads is not None and self.strategy == "scratch":
             raise UsageError("--heads replaces the heads of a loaded base; scratch takes its own from --scratch-size")
 
@@ -156,6 +159,8 @@ class Finetune:
         return {key: plain(value) for key, value in dataclasses.asdict(self).items()}
 
     def _check_numbers(self) -> None:
+        if not 0 <= self.seed < 2**32 or self.threads < 0:
+            raise UsageError(f"--seed {self.seed} must be in [0, 2^32), --threads {self.threads} at least 0")
         whole = {
             "epochs": self.epochs,
             "tokens-per-batch": self.tokens_per_batch,
@@ -171,8 +176,10 @@ class Finetune:
         for name, share in shares.items():
             if not 0 <= share < 1:
                 raise UsageError(f"--{name} is {share}; it must be in [0, 1)")
-        if self.learning_rate <= 0 or self.weight_decay < 0 or self.save_every_s <= 0:
+        if not (0 < self.learning_rate < math.inf and 0 <= self.weight_decay < math.inf and self.save_every_s > 0):
             raise UsageError(
                 f"--learning-rate {self.learning_rate} and --save-every-s {self.save_every_s} must be above 0, "
-                f"--weight-decay {self.weight_decay} not below 0"
+                f"--weight-decay {self.weight_decay} not below 0, and all of them numbers"
             )
+        if not math.isfinite(self.alpha):
+            raise UsageError(f"--alpha is {self.alpha}; it must be a finite number")

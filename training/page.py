@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from string import Template
 
-from training.report import COLUMNS, Run, show_pair
+from training.report import COLUMNS, NOT_RUN, Run, beside_full, show_pair
 
 _PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -61,6 +61,7 @@ $notes
 
 def render_page(runs: Sequence[Run], plots: Mapping[str, str], *, title: str = "Fine-tuning compared") -> str:
     """The page of `runs` with `plots`, SVG elements by heading."""
+    runs = beside_full(runs)
     figures = (f"<figure><h2>{escape(name)}</h2>\n{svg}\n</figure>" for name, svg in plots.items())
     noted = [run for run in runs if run.notes]
     notes = "\n".join(f"<li><strong>{escape(run.name)}</strong>: {_notes(run)}</li>" for run in noted)
@@ -75,7 +76,8 @@ def render_page(runs: Sequence[Run], plots: Mapping[str, str], *, title: str = "
 
 def _row(run: Run) -> str:
     if run.error:
-        return f'<tr><td>{escape(run.name)}</td><td class="failed" colspan="{len(COLUMNS)}">failed, see the notes</td></tr>'
+        said = NOT_RUN if run.error == NOT_RUN else "failed, see the notes"
+        return f'<tr><td>{escape(run.name)}</td><td class="failed" colspan="{len(COLUMNS)}">{said}</td></tr>'
     cells = []
     for column in COLUMNS:
         published, obtained = show_pair(run, column)
@@ -85,4 +87,6 @@ def _row(run: Run) -> str:
 
 
 def _notes(run: Run) -> str:
-    return "<br>".join(f'<span class="failed">{escape(n)}</span>' if n.startswith("failed: ") else escape(n) for n in run.notes)
+    return "<br>".join(
+        f'<span class="failed">{escape(note)}</span>' if note == run.failure else escape(note) for note in run.notes
+    )

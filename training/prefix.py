@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from training.batches import Batch, Encoded, collate, plan_batches
 from training.bert import BertForSequenceClassification
-from training.evaluation import EVALUATION_FACTOR, autocast
+from training.evaluation import EVALUATION_FACTOR, autocast, clear_out_of_memory
 
 
 class PrefixCache:
@@ -57,7 +57,7 @@ class PrefixCache:
         batches = plan_batches(encoded.lengths, tokens_per_batch=tokens_per_batch * EVALUATION_FACTOR, shuffle_seed=None)
         for rows in tqdm(batches, desc=f"caching the first {self.layers} layers", unit="batches", mininterval=0.5):
             batch = collate(encoded, rows, pad_token_id=model.config.pad_token_id).to(device)
-            with autocast(device, dtype):
+            with clear_out_of_memory(batch), autocast(device, dtype):
                 hidden = model.bert.prefix(batch.input_ids, batch.attention_mask, self.layers).cpu()
             for row, states in zip(rows, hidden, strict=True):
                 start, end = self._starts[row], self._starts[row + 1]

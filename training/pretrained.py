@@ -46,6 +46,15 @@ class LoadReport:
     ignored: list[str]
     """In the file and of no use here."""
 
+    def check_adaptable(self, folder: Path) -> None:
+        """Raise `UsageError` when an adapter on this base would lack something: it stores the head and no other new weights."""
+        drawn = [key for key in self.initialised if key in _POOLER_KEYS]
+        if drawn:
+            raise UsageError(
+                f"{folder} has no {', '.join(drawn)}, and a LoRA adapter does not store what was drawn in their place; "
+                "train with --strategy first, last or full, or take a base that has its pooler"
+            )
+
 
 def find_base(source: str) -> Path:
     """The folder of a base model: `minilm`, a local path, or a hub name such as `bert-base-uncased`.

@@ -16,7 +16,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import tyro
 
 from contract.command import UsageError, run_command
@@ -85,13 +84,14 @@ def quality(options: Quality) -> None:
     for seed in options.seeds:
         output = options.work / f"{options.row}-{seed}"
         finetune(Finetune(output=output, data=options.data, base=options.base, seed=seed, resume=True, **settings))
-        runs.append(_summary(read_json(output / "run.json"), seed))
+        run = read_json(output / "run.json")
+        runs.append(_summary(run, seed))
     measured = {
         "row": options.row,
         "date": datetime.now(UTC).date().isoformat(),
-        "base": options.base,
-        "options": settings,
-        "threads": torch.get_num_threads(),
+        "base": run["base"]["source"],
+        "options": {key: run["configuration"][key] for key in ("targets", "rank", "alpha", "max_length", "learning_rate")},
+        "machine": run["machine"],
         "baseline": _baseline(options, settings),
         "runs": runs,
     }

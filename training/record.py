@@ -6,12 +6,14 @@ import dataclasses
 import os
 import platform
 import re
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from contract.command import UsageError
 from contract.files import sha256_of
 from training.assemble import Task
 from training.bert import BertForSequenceClassification
@@ -24,8 +26,26 @@ from training.split import hash_rows
 
 PREDICTIONS_FILE = "predictions.jsonl"
 
-_FREE_ON_RESUME = ("output", "resume", "save_every_s", "track")
+_FREE_ON_RESUME = frozenset({"output", "resume", "save_every_s", "track"})
 """Options that may differ when a run is continued: they change no bit of its result."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run computes on, as it was resolved from the options."""
+
+    device: torch.device
+    dtype: torch.dtype
+    processes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """For `run.json`."""
+        return {
+            "device": self.device.type,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+            "processes": self.processes,
+        }
 
 
 def describe_run(
@@ -37,7 +57,7 @@ def describe_run(
     epochs: list[EpochResult],
     test: Metrics,
     peak_bytes: int,
-    processes: int,
+    machine: Machine,
 ) -> dict[str, Any]:
     """The content of `run.json`."""
     trainable, total = count_parameters(model)
@@ -55,22 +75,31 @@ def describe_run(
         "epochs": [dataclasses.asdict(result) for result in epochs],
         "test": dataclasses.asdict(test),
         "peak_memory_bytes": peak_bytes,
-        "machine": {
-            "python": platform.python_version(),
-            "cpus": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "processes": processes,
-        },
+        "machine": {"python": platform.python_version(), "cpus": os.cpu_count(), **machine.to_json()},
         "versions": {name: version(name) for name in ("torch", "tokenizers", "safetensors", "numpy")},
     }
 
 
-def identify(options: Finetune, task: Task, processes: int) -> dict[str, Any]:
-    """What must be the same for a run to be continued to the same bits."""
-    configuration = {key: value for key, value in options.to_json().items() if key not in _FREE_ON_RESUME}
+def identify(options: Finetune, task: Task, machine: Machine) -> dict[str, Any]:
+    """What must be the same for a run to be continued to the same bits. Data and base count by their content."""
+    free = _FREE_ON_RESUME | {"data", "base", "device", "precision"}
+    configuration = {key: value for key, value in options.to_json().items() if key not in free}
     parts = {f"{part} rows": content["sha256"] for part, content in _parts(task).items()}
-    machine = {"threads": torch.get_num_threads(), "processes": processes, "torch": version("torch")}
-    return configuration | parts | machine | {"base sha256": _base_hash(task.base)}
+    return configuration | parts | machine.to_json() | {"torch": version("torch"), "base sha256": _base_hash(task.base)}
+
+
+def check_same(options: Finetune, configuration: dict[str, Any]) -> None:
+    """Raise `UsageError` when a finished run had other options, its `configuration`, than these."""
+    now = options.to_json()
+    different = [
+        f"{key} was {configuration[key]!r}, is {value!r}"
+        for key, value in now.items()
+        if key not in _FREE_ON_RESUME and key in configuration and configuration[key] != value
+    ]
+    if different:
+        raise UsageError(
+            f"{options.output} is the finished run of other options: {'; '.join(different)}. Name another output, or remove it"
+        )
 
 
 def epoch_row(result: EpochResult) -> dict[str, float]:
@@ -95,10 +124,10 @@ def _base_hash(base: Path) -> str | None:
     return sha256_of(base / WEIGHTS_FILE) if (base / WEIGHTS_FILE).exists() else None
 
 
-def reset_peak_memory() -> None:
+def reset_peak_memory(device: torch.device) -> None:
     """Start counting the peak memory of this process anew, where the kernel lets it (Linux)."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     clear = Path("/proc/self/clear_refs")
     if clear.exists() and os.access(clear, os.W_OK):
         clear.write_text("5")

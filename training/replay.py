@@ -4,12 +4,13 @@
     python -m training.replay --count-only                                  # all of them; needs no weights and no data
     python -m training.replay stackoverflow-lora-r8 --data train-sample.csv --base models/bert-base-uncased
 
-A recipe whose base model cannot be had runs on the embedded MiniLM and says so. `training.compare` runs several.
+A recipe whose base model cannot be had runs on the embedded MiniLM and says so. It runs in one process, never under
+torchrun. `training.compare` runs several.
 """
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,9 +32,24 @@ from training.published import Recipe, show_setting
 from training.recipes import RECIPES, find_recipe
 from training.report import format_share, markdown_table, read_run, single
 from training.strategies import apply_strategy
+from training.tracking import TrackerName
 
 OUTPUT = Path("build/replay")
-_OVERRIDES = ("train_rows", "epochs", "max_length", "batch_rows", "learning_rate", "precision", "device", "threads", "resume")
+CLEANING = ("sample_frac", "class_threshold")
+"""Options that only the recipes of complaints have."""
+_OVERRIDES = (
+    *CLEANING,
+    "train_rows",
+    "epochs",
+    "max_length",
+    "batch_rows",
+    "learning_rate",
+    "precision",
+    "device",
+    "threads",
+    "resume",
+    "track",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +68,10 @@ class Replay:
     """Base model: a Hugging Face BERT folder or a hub name. Left out, the recipe's own from the hub, else the embedded one."""
     output: Path | None = None
     """Folder to write; build/replay/NAME when left out."""
+    sample_frac: float | None = None
+    """Share of the complaints to draw at random, instead of the published 0.1: of a small file, 1."""
+    class_threshold: int | None = None
+    """Complaints that a product must have to be a class, instead of the published 1,000."""
     train_rows: int | None = None
     """Train on at most this many texts, drawn at random."""
     test_rows: int | None = None
@@ -74,6 +94,8 @@ class Replay:
     """CPU threads; 0 leaves the choice to torch."""
     resume: bool = False
     """Continue the interrupted run of the output folder."""
+    track: TrackerName = "none"
+    """Also report to tensorboard, wandb or mlflow, as training.finetune does."""
 
     def __post_init__(self) -> None:
         if self.rank is not None:
@@ -158,10 +180,13 @@ def settings_for(recipe: Recipe, options: Replay, *, base: str, folder: Path) ->
     """The fields of `Finetune` for this base and these options: published, then fitted to the base, then overridden.
 
     Raises:
-        UsageError: a rank for a recipe without LoRA, or a data set that cannot be read.
+        UsageError: a rank for a recipe without LoRA, cleaning for one without complaints, or data that cannot be read.
     """
     if options.rank is not None and recipe.strategy != "lora":
         raise UsageError(f"--rank is {options.rank:g}, but {recipe.name} has no LoRA: its strategy is {recipe.strategy}")
+    cleaning = [name for name in CLEANING if getattr(options, name) is not None and recipe.dataset != "complaints"]
+    if cleaning:
+        raise UsageError(f"--{cleaning[0].replace('_', '-')} is for complaints, but {recipe.name} reads {recipe.dataset}")
     settings = recipe.settings | fitted(recipe, folder)
     settings |= {"base": base, "data": options.data, "output": options.output or OUTPUT / recipe.name}
     settings |= {name: value for name in _OVERRIDES if (value := getattr(options, name)) is not None}
@@ -178,7 +203,7 @@ def fitted(recipe: Recipe, folder: Path) -> dict[str, Any]:
     config, settings = read_json(folder / "config.json"), recipe.settings
     layers = config.get("num_hidden_layers", 12)
     changes: dict[str, Any] = {"max_length": min(settings["max_length"], config.get("max_position_embeddings", 512))}
-    if "layers" in settings:
+    if settings.get("layers"):
         published = recipe.architecture.get("num_hidden_layers", 12)
         changes["layers"] = _last_layers(len(settings["layers"]), of=published, now=layers)
     if "k" in settings:
@@ -198,31 +223,52 @@ def _shares(recipe: Recipe, options: Replay, settings: Mapping[str, Any]) -> dic
     if cap is None:
         return {}
     given = Finetune(**settings)
-    dataset = read_dataset(given.dataset, data=given.data, text=None, label=None, drop_empty=given.drop_empty, seed=given.seed)
+    dataset = read_dataset(
+        given.dataset,
+        data=given.data,
+        text=None,
+        label=None,
+        drop_empty=given.drop_empty,
+        seed=given.seed,
+        cleaning=given.cleaning,
+    )
     rows = len(dataset.texts)
     test = min(given.test_share, cap / rows)
     return {"test_share": test, "validation_share": min(given.validation_share, test / 2)}
+
+
+def refuse_many_processes() -> None:
+    """Raise `UsageError` under torchrun: each process would choose the base, read the data and print for itself."""
+    count = os.environ.get("WORLD_SIZE", "1")
+    if count.isdigit() and int(count) > 1:
+        raise UsageError(
+            f"recipes run in one process, but WORLD_SIZE is {count}; for several, give training.finetune the options "
+            "of the recipe, which training/recipes.py holds"
+        )
 
 
 def replay(options: Replay) -> None:
     """Run the recipe that `options` name, and print published and obtained figures."""
     from training.finetune import finetune  # heavy: counting parameters needs none of it
 
+    refuse_many_processes()
     recipe = find_recipe(options.name or "")
     print(f"{recipe.name}: {recipe.replays}")
     if recipe.remark:
         print(recipe.remark)
     base, folder = choose_base(recipe, options.base)
     settings = Finetune(**settings_for(recipe, options, base=base, folder=folder))
-    print("not in the source, chosen here: " + (_pairs(recipe.chosen) or "nothing"))
-    for line in recipe.differences(json.loads(json.dumps(settings.to_json()))):
+    chosen = (f"{name} {show_setting(getattr(settings, name))}" for name in recipe.left_open)
+    print("not in the source, chosen here: " + (", ".join(chosen) or "nothing"))
+    differences = recipe.differences(settings.to_json())
+    for line in (*recipe.otherwise, *differences):
         print(f"differs: {line}")
     finetune(settings)
-    print(single(read_run(settings.output, recipe=recipe)))
-
-
-def _pairs(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {show_setting(value)}" for name, value in settings.items())
+    run = read_run(settings.output, recipe=recipe)
+    for line in run.differences:
+        if line not in differences:  # the rows are known now
+            print(f"differs: {line}")
+    print(single(run))
 
 
 def main(options: Replay) -> None:

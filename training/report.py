@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from training.published import Recipe
 from training.recipes import find_recipe
 
 WEIGHTS = ("adapter_model.safetensors", "model.safetensors")
+NOT_RUN = "not run"
+"""The error of a run that was asked for and never started."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,8 @@ class Run:
     stored_bytes: int | None = None
     """Size of what the run adds to its base: the adapter, or with other strategies the whole model."""
     error: str = ""
+    full: Run | None = None
+    """The run of the same comparison whose time per epoch this one is measured by; `beside_full` finds it."""
 
     @property
     def epochs(self) -> list[dict[str, Any]]:
@@ -50,20 +54,38 @@ class Run:
             "total": counts[1],
             "relative": None if counts[1] is None else counts[0] / counts[1],
             "best_epoch": max((epoch["epoch"] for epoch in epochs if epoch["best"]), default=None),
-            "seconds_per_epoch": _mean([epoch["seconds"] for epoch in epochs]),
+            "seconds_per_epoch": self.seconds_per_epoch,
+            "time_against_full": _ratio(self.seconds_per_epoch, self.full.seconds_per_epoch if self.full else None),
+            "training_seconds": sum(epoch["seconds"] for epoch in epochs) if epochs else None,
             "samples_per_s": _mean([epoch["samples_per_s"] for epoch in epochs]),
             "peak_memory_bytes": self.record.get("peak_memory_bytes"),
             "stored_bytes": self.stored_bytes,
         }
 
     @property
+    def seconds_per_epoch(self) -> float | None:
+        """Mean seconds of training an epoch; None where nothing was trained."""
+        return _mean([epoch["seconds"] for epoch in self.epochs])
+
+    @property
+    def failure(self) -> str:
+        """Why there are no figures, in a sentence's words; "" where there are."""
+        return self.error if self.error in {"", NOT_RUN} else f"failed: {self.error}"
+
+    @property
+    def differences(self) -> list[str]:
+        """How the run departs from its recipe: other settings, fewer rows."""
+        if self.recipe is None or not self.record:
+            return []
+        return self.recipe.differences(self.record["configuration"], self.record.get("data", {}).get("parts"))
+
+    @property
     def notes(self) -> list[str]:
         """What a reader must know beside the figures: the error, departures from the recipe, reasons for differences."""
-        found = [f"failed: {self.error}"] if self.error else []
+        found = [self.failure, *self.differences]
         if self.recipe is not None:
-            found += self.recipe.differences(self.record.get("configuration", {}))
-            found += [self.recipe.remark] if self.recipe.remark else []
-        return found
+            found += [*self.recipe.otherwise, self.recipe.remark]
+        return [note for note in found if note]
 
 
 @dataclass(frozen=True)
@@ -100,6 +122,8 @@ COLUMNS = (
     Column("trainable", "trainable", _whole),
     Column("relative", "of all", format_share),
     Column("seconds_per_epoch", "s/epoch", "{:,.1f}".format),
+    Column("time_against_full", "time against full", "{:.2f}".format),
+    Column("training_seconds", "training s", "{:,.1f}".format),
     Column("samples_per_s", "samples/s", "{:,.1f}".format),
     Column("peak_memory_bytes", "peak memory", format_bytes),
     Column("best_epoch", "best epoch", _whole),
@@ -134,9 +158,31 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
+def _ratio(value: float | None, other: float | None) -> float | None:
+    return None if value is None or not other else value / other
+
+
+def beside_full(runs: Sequence[Run]) -> list[Run]:
+    """The runs, each with the first `full` run among them of the same data set and base that reads text alone."""
+    found: dict[tuple[str, str], Run] = {}
+    for run in runs:
+        if run.record and run.record["strategy"]["name"] == "full" and not run.record["configuration"].get("tabular"):
+            found.setdefault(_task(run), run)
+    return [replace(run, full=found.get(_task(run)) if run.record else None) for run in runs]
+
+
+def _task(run: Run) -> tuple[str, str]:
+    return run.record["data"]["name"], run.record["base"]["source"]
+
+
 def published_of(run: Run, key: str) -> Any:
     """The published figure of a column, or None."""
     published = run.recipe.published if run.recipe else None
+    if key == "time_against_full":
+        full = run.full.recipe if run.full else None
+        if not (published and full and run.recipe and full.base == run.recipe.base):
+            return None
+        return _ratio(published.seconds_per_epoch, full.published.seconds_per_epoch)
     if key == "relative" and published and published.trainable is not None and published.total:
         return published.trainable / published.total
     return getattr(published, key, None)
@@ -150,6 +196,7 @@ def show_pair(run: Run, column: Column) -> tuple[str, str]:
 
 def markdown(runs: Sequence[Run]) -> str:
     """One table of all runs, then what has to be said about each."""
+    runs = beside_full(runs)
     rows = [[run.name, *(_cell(*show_pair(run, column)) for column in COLUMNS)] for run in runs]
     titles = [column.title for column in COLUMNS]
     table = markdown_table(["run", *titles], rows, right=titles)
@@ -164,7 +211,8 @@ def _cell(published: str, obtained: str) -> str:
 
 def single(run: Run) -> str:
     """One run as lines of published and obtained figures, for a terminal."""
-    rows = [[column.title, *(part or "-" for part in show_pair(run, column))] for column in COLUMNS]
+    shown = [(column.title, show_pair(run, column)) for column in COLUMNS]
+    rows = [[title, *(part or "-" for part in pair)] for title, pair in shown if any(pair)]
     return markdown_table(["", "published", "obtained"], rows, right=["published", "obtained"])
 
 
@@ -186,8 +234,10 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, righ
 
 def to_csv(runs: Sequence[Run]) -> str:
     """One row a run with raw numbers; published figures have their own columns, `published_...`."""
+    runs = beside_full(runs)
     keys = [column.key for column in COLUMNS]
-    names = ["run", "recipe", "base", "strategy", "total", *keys, *(f"published_{key}" for key in keys), "notes"]
+    names = ["run", "recipe", "base", "strategy", "rank", "alpha", "total", *keys, "precision", "recall"]
+    names += [*(f"published_{key}" for key in keys), "notes"]
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
@@ -198,9 +248,17 @@ def to_csv(runs: Sequence[Run]) -> str:
                 "recipe": run.recipe.name if run.recipe else "",
                 "base": run.record.get("base", {}).get("source", ""),
                 "strategy": run.record.get("strategy", {}).get("name", ""),
+                **_lora(run),
                 **run.obtained,
+                **{name: run.record.get("test", {}).get(name) for name in ("precision", "recall")},
                 **{f"published_{key}": published_of(run, key) for key in keys},
                 "notes": " | ".join(run.notes),
             }
         )
     return text.getvalue()
+
+
+def _lora(run: Run) -> dict[str, Any]:
+    """Rank and alpha of a run with LoRA; other strategies have the options too, and no use for them."""
+    has_lora = run.record.get("strategy", {}).get("name") == "lora"
+    return {name: run.record["configuration"].get(name) if has_lora else None for name in ("rank", "alpha")}

@@ -30,7 +30,7 @@ from contract.command import Failure, UsageError, run_command
 from contract.files import read_json, write_json
 from training.bert_config import BertConfig
 from training.finetune import finetune
-from training.lora import check_rank
+from training.lora import DEFAULT_TARGETS, check_rank
 from training.options import Finetune
 from training.pretrained import find_base
 from training.strategies import StrategyName
@@ -78,7 +78,7 @@ class Search(Finetune):
     learning_rate: Fixed[float] = 1e-3
     rank: Fixed[int] = 8
     alpha: Fixed[float] = 16.0
-    targets: Fixed[tuple[str, ...]] = ("query", "key", "value", "dense")
+    targets: Fixed[tuple[str, ...]] = DEFAULT_TARGETS
     layers: Fixed[tuple[int, ...] | None] = None
     k: Fixed[int] = 1
     mask_share: Fixed[float] = 0.2

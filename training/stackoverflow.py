@@ -1,7 +1,8 @@
 """Kaggle's "predict closed questions on Stack Overflow": texts, statuses and five numbers about a question.
 
-The numbers are those of the published BERT with tabular features (alexriggio/BERT-LoRA-TensorRT), which counts the two
-lengths in words between blanks; here they are characters. `PostClosedDate` is never read: it gives the label away.
+The numbers are those of the published BERT with tabular features (alexriggio/BERT-LoRA-TensorRT): days from the owner's
+registration to the question, tags, reputation, and the words of title and body, counted between single blanks as there.
+`PostClosedDate` is never read: it gives the label away.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ STATUSES = ["open", "not a real question", "off topic", "not constructive", "too
 TEXT_COLUMNS = ["Title", "BodyMarkdown", "OpenStatus"]
 TAGS = ["Tag1", "Tag2", "Tag3", "Tag4", "Tag5"]
 TABULAR_COLUMNS = ["PostCreationDate", "OwnerCreationDate", "ReputationAtPostCreation", *TAGS]
-FEATURES = ["account_age_days", "tags", "reputation", "title_characters", "body_characters"]
+FEATURES = ["account_age_days", "tags", "reputation", "title_words", "body_words"]
 
 
 def read_stackoverflow(path: Path, *, binary: bool, tabular: bool) -> Table:
@@ -51,8 +52,7 @@ def _features(path: Path, frame: pandas.DataFrame) -> list[list[float]]:
         age.dt.days.tolist(),
         (frame[TAGS] != "").sum(axis=1).tolist(),
         _numbers(path, "ReputationAtPostCreation", frame["ReputationAtPostCreation"].tolist()),
-        frame["Title"].str.len().tolist(),
-        frame["BodyMarkdown"].str.len().tolist(),
+        *([len(text.split(" ")) for text in frame[name]] for name in ("Title", "BodyMarkdown")),
     ]
     return [list(map(float, row)) for row in zip(*columns, strict=True)]
 

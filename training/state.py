@@ -8,6 +8,7 @@ Never pickle. What a run is (options, data) lies in the header too, so that only
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import signal
 from collections.abc import Iterator
@@ -23,12 +24,29 @@ from contract.command import Failure, UsageError
 from contract.files import whole_file
 
 STATE_FILE = "state.safetensors"
+_LOCK_FILE = "lock"
 _HEADER = "state"
 
 
 def state_folder(output: Path) -> Path:
     """Where the run that will write `output` keeps its state until it is done."""
     return output.with_name(output.name + ".training")
+
+
+@contextlib.contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Make the folder of a run's state, and keep every other process from it until the block ends or this process dies.
+
+    Raises:
+        UsageError: another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / _LOCK_FILE).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(f"another process trains in {folder}; wait for it, or name another output") from error
+        yield
 
 
 def save_state(path: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:

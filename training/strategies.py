@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from training.bert import BertForSequenceClassification
-from training.lora import count_parameters, head_of, inject_lora, select_linears
+from training.lora import DEFAULT_TARGETS, count_parameters, head_of, inject_lora, select_linears
 from training.masked import MaskedLinear, check_share
 
 StrategyName = Literal["none", "head", "first", "last", "lora", "masked", "full", "scratch"]
@@ -37,7 +37,7 @@ def apply_strategy(
     rank: int = 8,
     alpha: float = 16.0,
     lora_dropout: float = 0.0,
-    targets: Sequence[str] = ("query", "value"),
+    targets: Sequence[str] = DEFAULT_TARGETS,
     layers: Sequence[int] | None = None,
     rslora: bool = False,
     seed: int = 0,
@@ -89,7 +89,7 @@ def _mask(model: BertForSequenceClassification, share: float, seed: int) -> int:
     check_share(share)
     model.requires_grad_(False)
     head_of(model).requires_grad_(True)
-    paths = select_linears(model, ["query", "key", "value", "dense"], None)
+    paths = select_linears(model, DEFAULT_TARGETS, None)
     generator = torch.Generator().manual_seed(seed)
     for path in paths:
         base = model.get_submodule(path)

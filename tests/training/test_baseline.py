@@ -61,10 +61,26 @@ def test_the_parts_are_those_of_a_fine_tuning(reviews: Path) -> None:
     assert parts["train"]["rows"] == 40
 
 
+def test_complaints_are_cleaned_as_in_a_fine_tuning(tmp_path: Path) -> None:
+    narratives = [f"the bank {word} my money and number {n} was wrong" for n in range(60) for word in ("took", "lost")]
+    rows = [(("Mortgage", "Student loan", "Vehicle loan or lease")[n % 3], text) for n, text in enumerate(narratives)]
+    path = write_csv(tmp_path / "complaints.csv", [("Product", "Consumer complaint narrative"), *rows, ("Mortgage", "short")])
+    cleaned: dict[str, Any] = {"sample_frac": 0.75, "class_threshold": 10, "min_text_length": 9, "seed": 2}
+    theirs = Finetune(output=tmp_path / "x", dataset="complaints", data=path, **cleaned)
+    parts = run(path, dataset="complaints", text=None, label=None, **cleaned)["data"]["parts"]
+    dataset = read(path, name="complaints", text=None, label=None, cleaning=theirs.cleaning, seed=2)
+    split = split_dataset(dataset, validation_share=0.1, test_share=0.2, train_rows=None, seed=2)
+    assert parts == {
+        part: {"rows": len(rows), "sha256": hash_rows(dataset, rows)} for part, rows in dataclasses.asdict(split).items()
+    }
+    assert sum(part["rows"] for part in parts.values()) in {90, 91}  # three quarters of 121, perhaps with the short one
+
+
 def test_options_shared_with_finetune_have_its_defaults() -> None:
     theirs = {field.name: field.default for field in dataclasses.fields(Finetune)}
     ours = {field.name: field.default for field in dataclasses.fields(Baseline)}
     shared = {"dataset", "data", "text", "label", "drop_empty", "train_rows", "validation_share", "test_share", "seed"}
+    shared |= {"sample_frac", "class_threshold", "min_text_length"}
     assert shared <= set(theirs) & set(ours)
     assert {name: ours[name] for name in shared} == {name: theirs[name] for name in shared}
 
@@ -85,6 +101,8 @@ def test_quality_agrees_with_the_trainers_metrics_even_with_a_class_that_never_o
         ({"test_share": 0.0}, "--validation-share 0.1 and --test-share 0.0 must be above 0"),
         ({"validation_share": 0.9}, "--validation-share 0.9 and --test-share 0.2 must be above 0 and sum below 1"),
         ({"class_threshold": 0}, "--class-threshold is 0; it must be at least 1"),
+        ({"sample_frac": 0.0}, r"--sample-frac is 0\.0; it must be in \(0, 1\]"),
+        ({"min_text_length": 0}, "--min-text-length is 0; it must be at least 1"),
         ({"train_rows": 1}, "the 1 training texts are all of one class; raise --train-rows"),
     ],
 )

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from contract.command import UsageError
 from tests.tiny import random_encoded, tiny_config, tiny_vocabulary
 from training.bench import GOALS, Bench, Ours, alternate, markdown, ratio
 from training.quality import ROWS, Quality, quality, read_measurements, table
-from training.rivals import PeftTrainer
+from training.rivals import PeftTrainer, Settings, fast_settings
 
 ROOT = Path(__file__).parents[2]
 MEASUREMENTS = ROOT / "docs" / "measurements"
@@ -47,14 +48,15 @@ def test_our_contestant_trains_an_epoch(tiny_base: Path, tmp_path: Path, cached:
 
 
 @pytest.mark.filterwarnings("ignore")  # of the rival's own libraries
-@pytest.mark.parametrize("settings", ["usual", "best"])
-def test_the_rival_trains_an_epoch(merged: Path, settings: str) -> None:
+@pytest.mark.parametrize("settings", [Settings(), *fast_settings(torch.bfloat16).values()])
+def test_the_rival_trains_an_epoch(merged: Path, settings: Settings) -> None:
     train = random_encoded(8, tiny_config(num_labels=2, vocab_size=len(tiny_vocabulary())))
     rival = PeftTrainer(merged, train, settings=settings, rank=2, alpha=4, batch_rows=4)
     before = {name: value.clone() for name, value in rival._model.named_parameters() if value.requires_grad}
     assert rival.epoch_s() > 0
     assert any((value != before[name]).any() for name, value in rival._model.named_parameters() if name in before)
     assert len(before) == 2 * 2 * 2 + 2  # A and B of query and value in two layers, and the head
+    assert {value.dtype for name, value in before.items() if "lora_" in name} == {torch.float32}
 
 
 @pytest.mark.parametrize(

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import resource
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 from contract.command import Failure, UsageError, run_command
 from tests.training.tiny_runs import options, progress_of, result_of
+from training.bert import BertPooler
 from training.finetune import Finetune, finetune
 from training.loop import EpochResult
-from training.state import STATE_FILE, load_state, save_state, state_folder
+from training.state import STATE_FILE, hold, load_state, save_state, state_folder
 
 SETTINGS: dict[str, Any] = {"epochs": 3, "train_rows": 60, "dropout": 0.2}
 SMALL = 6_000  # bytes; a state has more
@@ -107,10 +111,55 @@ def test_a_loss_that_is_no_number_is_a_failure_and_the_state_before_it_stays(
     tiny_base: Path, tiny_csv: Path, tmp_path: Path
 ) -> None:
     run = run_of(tmp_path / "run", tiny_csv, tiny_base, learning_rate=1e38, save_every_s=1e-6)
-    with pytest.raises(Failure, match=r"the loss is (nan|inf) at batch \d+ of epoch 1/3; lower --learning-rate, or use --prec"):
+    said = r"the loss or a gradient is (nan|inf) at batch \d+ of epoch 1/3; lower --learning-rate, or use --prec"
+    with pytest.raises(Failure, match=said):
         finetune(run)
     assert not run.output.exists()
     assert progress_of(run.output) == (0, 1), "the step that gave no number was saved"
+
+
+def test_a_gradient_that_is_no_number_under_a_finite_loss_never_reaches_the_state(
+    tiny_base: Path, tiny_csv: Path, tmp_path: Path
+) -> None:
+    run = run_of(tmp_path / "run", tiny_csv, tiny_base, strategy="head")
+
+    def spoil(module: nn.Module, _: Any, output: Any) -> None:
+        if isinstance(module, BertPooler) and output.requires_grad:
+            output.register_hook(lambda gradient: gradient * math.inf)
+
+    hook = nn.modules.module.register_module_forward_hook(spoil)
+    try:
+        with pytest.raises(Failure, match="the loss or a gradient is nan at batch 1 of epoch 1/3"):
+            finetune(run_of(tmp_path / "run", tiny_csv, tiny_base, strategy="full"))
+    finally:
+        hook.remove()
+    assert list(tmp_path.iterdir()) == []
+    finetune(run)
+    assert run.output.exists()
+
+
+def test_two_processes_cannot_train_into_one_output(tiny_base: Path, tiny_csv: Path, tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", tiny_csv, tiny_base)
+    with hold(state_folder(run.output)), pytest.raises(UsageError, match=r"another process trains in .*run\.training"):
+        finetune(run)
+    finetune(run)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_finished_run_of_other_options_is_not_taken_for_this_one(tiny_base: Path, tiny_csv: Path, tmp_path: Path) -> None:
+    finetune(run_of(tmp_path / "run", tiny_csv, tiny_base))
+    with pytest.raises(UsageError, match=r"finished run of other options: learning_rate was .*, is 0\.5"):
+        finetune(run_of(tmp_path / "run", tiny_csv, tiny_base, learning_rate=0.5, resume=True))
+
+
+def test_lora_is_refused_on_a_base_whose_pooler_would_be_lost(tiny_base: Path, tiny_csv: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    tensors = {name: value for name, value in load_file(base / "model.safetensors").items() if "pooler" not in name}
+    save_file(tensors, base / "model.safetensors")
+    with pytest.raises(UsageError, match=r"has no bert\.pooler\.dense\.bias, .* does not store what was drawn"):
+        finetune(run_of(tmp_path / "run", tiny_csv, base))
+    finetune(run_of(tmp_path / "last", tiny_csv, base, strategy="last"))
 
 
 def test_the_old_state_is_intact_after_a_save_that_failed(tmp_path: Path) -> None:

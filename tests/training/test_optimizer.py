@@ -7,7 +7,9 @@ import torch
 import transformers
 
 from tests.tiny import adapted_bert, random_bert, tiny_config
+from training.masked import MaskedLinear
 from training.optimizer import learning_rate_factor, make_optimizer
+from training.strategies import apply_strategy
 
 
 def factors(total: int, warmup: int, schedule: str) -> list[float]:
@@ -52,3 +54,14 @@ def test_matrices_are_decayed_and_vectors_are_not() -> None:
     whole = make_optimizer(random_bert(tiny_config()), learning_rate=0.5, weight_decay=0.25).param_groups[1]["params"]
     assert len(whole) == 2 + 2 * (6 + 4) + 2  # LayerNorm of the embeddings; each layer's biases and LayerNorms; pooler, head
     assert all(parameter.ndim == 1 for parameter in whole)
+
+
+def test_the_trained_numbers_of_a_masked_matrix_are_decayed_as_the_matrix_would_be() -> None:
+    model = random_bert(tiny_config())
+    apply_strategy(model, "masked")
+    decayed, kept = make_optimizer(model, learning_rate=1e-3, weight_decay=0.1).param_groups
+    values = {id(module.values) for module in model.modules() if isinstance(module, MaskedLinear)}
+    assert values
+    assert values | {id(model.classifier.weight)} == {id(parameter) for parameter in decayed["params"]}
+    assert [id(parameter) for parameter in kept["params"]] == [id(model.classifier.bias)]
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)

@@ -36,6 +36,12 @@ from tests.training.tiny_runs import options
         ({"batch_rows": 0}, "--batch-rows is 0; it must be at least 1"),
         ({"max_positions": 0}, "--max-positions is 0; it must be at least 1"),
         ({"strategy": "scratch", "heads": (2, 4)}, "--heads replaces the heads of a loaded base; scratch takes its own"),
+        ({"strategy": "last", "layers": (1,)}, "--layers chooses where LoRA goes; the strategy last takes --k"),
+        ({"strategy": "none", "cache_prefix": True}, "--cache-prefix serves later epochs"),
+        ({"seed": -1}, r"--seed -1 must be in \[0, 2\^32\), --threads 0 at least 0"),
+        ({"threads": -1}, "--threads -1 at least 0"),
+        ({"learning_rate": float("nan")}, "--learning-rate nan .* and all of them numbers"),
+        ({"alpha": float("inf")}, "--alpha is inf; it must be a finite number"),
         ({"weight_decay": -1.0}, r"--weight-decay -1\.0 not below 0"),
     ],
 )

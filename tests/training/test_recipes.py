@@ -12,7 +12,7 @@ import pytest
 import training.replay
 from contract.command import UsageError
 from training.options import Finetune
-from training.published import Recipe
+from training.published import OF_DATASET, OF_STRATEGY, READ, TRAINED, Recipe
 from training.recipes import RECIPES, find_recipe
 from training.replay import Replay, count, count_table, list_recipes, main
 
@@ -74,12 +74,78 @@ def test_the_published_hyper_parameters_stand() -> None:
     full, lora, one = (find_recipe(f"seed0-{name}").settings for name in ("bert-base", "lora-r8", "lora-r1"))
     assert (full["learning_rate"], lora["learning_rate"]) == (5e-6, 5e-4)
     assert (lora["alpha"], one["alpha"], lora["lora_dropout"], lora["dropout"]) == (16.0, 2.0, 0.1, 0.0)
+    assert [find_recipe(f"seed0-{name}").settings["dropout"] for name in ("bert-base", "overflow", "tabular")] == [0.1] * 3
     assert (full["schedule"], full["warmup_share"], full["epochs"], full["max_length"]) == ("constant", 0.0, 5, 512)
     assert find_recipe("seed1-head").settings["train_rows"] == 10_000
     assert find_recipe("seed1-head").test_rows == 2000
     scratch, tiny = (find_recipe(f"seed2-{name}").settings for name in ("scratch", "lora"))
     assert (scratch["learning_rate"], tiny["learning_rate"], tiny["alpha"], tiny["epochs"]) == (5e-5, 2e-5, 32.0, 3)
     assert find_recipe("seed3-lora").settings["epochs"] == 30
+    for name in ("scratch", "full", "lora"):
+        cleaned = find_recipe(f"seed2-{name}").settings
+        assert (cleaned["sample_frac"], cleaned["class_threshold"], cleaned["min_text_length"]) == (0.1, 1000, 10)
+        assert (cleaned["precision"], cleaned["weight_decay"], cleaned["dropout"]) == ("fp32", 0.0, 0.1)
+
+
+PUBLISHED = {  # alias: macro F1, best epoch counted from 1, seconds per epoch
+    "seed0-bert-base": (0.7855, 2, 2909),
+    "seed0-overflow": (0.7616, 4, 2847),
+    "seed0-tabular": (0.7887, 2, 2892),
+    "seed0-lora-r8": (0.7831, 2, 2313),
+    "seed0-lora-r1": (0.7808, 3, 2305),
+    "seed0-lora-r8-last4": (0.7811, 5, 1529),
+}
+
+
+@pytest.mark.parametrize("alias", PUBLISHED)
+def test_the_published_figures_of_the_stack_overflow_system_stand(alias: str) -> None:
+    recipe = find_recipe(alias)
+    published = recipe.published
+    assert (published.f1, published.best_epoch, published.seconds_per_epoch) == PUBLISHED[alias]
+    assert recipe.rows == {"train": 112_217, "validation": 14_027, "test": 14_028}
+    assert recipe.options["epochs"] >= PUBLISHED[alias][1]
+
+
+def test_what_no_option_of_ours_can_replay_is_named() -> None:
+    system, complaints = find_recipe("seed0-lora-r8").otherwise, find_recipe("seed2-full").otherwise
+    assert any("clipped to a norm of 1, which the source does not do" in line for line in system)
+    assert any("the source decays every trained parameter" in line for line in system)
+    assert any("the source takes the highest weighted F1 on the test part" in line for line in complaints)
+    assert set(complaints) < set(find_recipe("seed2-lora").otherwise)
+
+
+def test_every_field_of_the_trainer_either_decides_a_run_or_does_not() -> None:
+    """A new field must be put on one side, or a recipe would be silent about it."""
+    others = {"output", "dataset", "data", "text", "label", "drop_empty", "base", "strategy", "tabular", "tokens_per_batch"}
+    others |= {"max_positions", "heads", "cache_prefix", "device", "threads", "resume", "save_every_s", "track"}
+    deciding = {*READ, *TRAINED, *(name for group in (OF_STRATEGY, OF_DATASET) for names in group.values() for name in names)}
+    assert deciding.isdisjoint(others)
+    assert deciding | others == {field.name for field in dataclasses.fields(Finetune)}
+
+
+@pytest.mark.parametrize(
+    ("alias", "names"),
+    [
+        ("seed0-lora-r8", ""),
+        ("seed0-bert-base", ""),
+        ("seed2-full", "validation_share"),
+        ("seed3-none", "max_length precision seed validation_share test_share"),
+        (
+            "seed1-lora-r4",
+            "max_length precision seed validation_share epochs batch_rows learning_rate schedule warmup_share weight_decay "
+            "dropout alpha rslora lora_dropout",
+        ),
+    ],
+)
+def test_every_setting_that_the_source_leaves_open_is_listed(alias: str, names: str) -> None:
+    assert find_recipe(alias).left_open == names.split()
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+def test_what_is_chosen_here_is_nothing_that_the_source_gives(recipe: Recipe) -> None:
+    assert recipe.chosen.keys().isdisjoint(recipe.options)
+    if recipe.strategy != "none":
+        assert set(recipe.chosen) <= set(recipe.left_open)
 
 
 def test_a_name_and_its_alias_are_one_recipe_and_another_name_meets_the_closest() -> None:
@@ -103,8 +169,31 @@ def test_differences_name_what_departs_from_the_recipe() -> None:
     changed = {**same, "base": "minilm", "layers": [4, 5], "learning_rate": 1e-3, "threads": 2}
     assert recipe.differences(changed) == [
         "base: minilm instead of bert-base-uncased",
-        "learning_rate: 0.001 instead of 0.0005",
         "layers: 4, 5 instead of 8, 9, 10, 11",
+        "learning_rate: 0.001 instead of 0.0005",
+    ]
+    everywhere = find_recipe("seed0-lora-r8")
+    assert everywhere.differences({"layers": [1]})[-1] == "layers: 1 instead of all"
+
+
+def test_fewer_rows_than_published_are_a_difference_and_shares_are_none() -> None:
+    recipe = find_recipe("yelp-head")
+    configuration = {**recipe.settings, "test_share": 0.01, "validation_share": 0.005, "train_rows": 500}
+    parts = {"train": {"rows": 500}, "validation": {"rows": 40}, "test": {"rows": 80}}
+    assert recipe.differences(configuration) == []
+    assert recipe.differences(configuration, parts) == [
+        "train: 500 rows instead of 10,000",
+        "test: 80 rows instead of 2,000",
+    ]
+    assert recipe.differences(recipe.settings, {"train": {"rows": 10_000}, "test": {"rows": 2_001}}) == []
+
+
+def test_a_cap_is_named_too_where_the_source_gives_no_number_of_rows() -> None:
+    recipe = find_recipe("complaints-lora")
+    configuration = {**recipe.settings, "targets": ["query", "value"], "train_rows": 60, "test_share": 0.05}
+    assert recipe.differences(configuration, {"train": {"rows": 60}, "test": {"rows": 100}}) == [
+        "train_rows: 60 instead of all",
+        "test: fewer rows than the published part of the same data",
     ]
 
 

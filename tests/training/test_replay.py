@@ -15,10 +15,12 @@ import training.replay
 from contract.command import UsageError
 from contract.files import read_json
 from tests.training.made_runs import write_sources
+from training.published import show_setting
 from training.recipes import find_recipe
 from training.replay import Replay, choose_base, replay, settings_for
 
 QUICK: dict[str, Any] = {"epochs": 1, "device": "cpu"}
+SMALL: dict[str, Any] = {"sample_frac": 1.0, "class_threshold": 30}  # of a small file of complaints
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,8 @@ def test_every_kind_of_recipe_runs(
     name: str, departures: dict[str, Any], sources: dict[str, Path], tiny_base: Path, tmp_path: Path, capsys: Any
 ) -> None:
     recipe = find_recipe(name)
-    replay(Replay(name=name, data=sources[recipe.dataset], base=str(tiny_base), output=tmp_path / "run", **QUICK))
+    given = QUICK | (SMALL if recipe.dataset == "complaints" else {})
+    replay(Replay(name=name, data=sources[recipe.dataset], base=str(tiny_base), output=tmp_path / "run", **given))
     run = read_json(tmp_path / "run" / "run.json")
     configuration = run["configuration"]
     assert configuration.items() >= ({"base": str(tiny_base), "epochs": 1, "max_length": 40} | departures).items()
@@ -61,8 +64,14 @@ def test_every_kind_of_recipe_runs(
     assert bool(run["epochs"]) == (recipe.strategy != "none")
     out = capsys.readouterr().out
     assert out.startswith(f"{recipe.name}: {recipe.replays}")
-    for line in recipe.differences(configuration):
-        assert f"differs: {line}" in out
+    differences = recipe.differences(configuration, run["data"]["parts"])
+    fewer = f"train: {run['data']['parts']['train']['rows']} rows"
+    assert any(line.startswith(fewer) for line in differences) == bool(recipe.rows)
+    for line in (*recipe.otherwise, *differences):
+        assert out.count(f"differs: {line}\n") == 1
+    chosen = next(line for line in out.splitlines() if line.startswith("not in the source, chosen here: "))
+    for field in recipe.left_open:
+        assert f"{field} {show_setting(configuration[field])}" in chosen
     obtained = f"{100 * run['test']['accuracy']:.2f} %"
     published = "-" if recipe.published.accuracy is None else f"{100 * recipe.published.accuracy:.2f} %"
     accuracy = next(line for line in out.splitlines() if line.startswith("| accuracy"))
@@ -129,6 +138,36 @@ def test_overrides_reach_the_trainer(sources: dict[str, Path], tiny_base: Path, 
     )
 
 
+def test_complaints_are_cleaned_as_published_unless_a_small_file_needs_other_limits(
+    sources: dict[str, Path], tiny_base: Path
+) -> None:
+    recipe, data = find_recipe("complaints-full"), sources["complaints"]
+    published = settings_for(recipe, Replay(name=recipe.name, data=data), base="x", folder=tiny_base)
+    assert published.items() >= {"sample_frac": 0.1, "class_threshold": 1000, "min_text_length": 10}.items()
+    small = settings_for(recipe, Replay(name=recipe.name, data=data, test_rows=16, **SMALL), base="x", folder=tiny_base)
+    assert small.items() >= (SMALL | {"test_share": 0.1}).items()  # 160 rows: it was read as it will be trained on
+    with pytest.raises(UsageError, match="--class-threshold is 1000, but no product has more than"):
+        settings_for(recipe, Replay(name=recipe.name, data=data, test_rows=16), base="x", folder=tiny_base)
+    with pytest.raises(UsageError, match="--class-threshold is for complaints, but yelp-head reads yelp"):
+        settings_for(find_recipe("yelp-head"), Replay(name="yelp-head", class_threshold=3), base="x", folder=tiny_base)
+
+
+def test_a_replay_is_tracked_where_it_is_asked_for(sources: dict[str, Path], tiny_base: Path, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"base": str(tiny_base), "output": tmp_path / "run", "track": "tensorboard"}
+    replay(Replay(name="imdb-none", data=sources["imdb"], **given, **QUICK))
+    assert list((tmp_path / "runs" / "tensorboard" / "run").glob("events.*"))
+
+
+def test_many_processes_are_refused_before_anything_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    options = Replay(name="imdb-lora", data=tmp_path / "nothing", base="./nothing")
+    with pytest.raises(UsageError, match=r"one process, but WORLD_SIZE is 2; for several, give training\.finetune"):
+        replay(options)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(UsageError, match=r"the base folder \./nothing does not exist"):
+        replay(options)
+
+
 def test_a_cap_on_the_test_rows_becomes_shares_of_the_data(sources: dict[str, Path], tiny_base: Path) -> None:
     options = Replay(name="imdb-lora", data=sources["imdb"], base=str(tiny_base), test_rows=16)
     settings = settings_for(find_recipe("imdb-lora"), options, base=str(tiny_base), folder=tiny_base)
@@ -157,7 +196,7 @@ def test_an_option_out_of_range_is_named(changes: dict[str, Any], named: str) ->
 @pytest.mark.skipif("BERT_TEST_DATA" not in os.environ, reason="BERT_TEST_DATA names no folder of real data")
 def test_the_real_complaints_have_the_nine_products_of_the_published_project(tiny_base: Path, tmp_path: Path) -> None:
     data = Path(os.environ["BERT_TEST_DATA"]) / "cfpb_complaints" / "train.csv.gz"
-    given: dict[str, Any] = {"train_rows": 60, "test_rows": 100, "threads": 1}
+    given: dict[str, Any] = {"train_rows": 60, "test_rows": 100, "threads": 1} | SMALL
     replay(Replay(name="complaints-lora", data=data, base=str(tiny_base), output=tmp_path / "run", **given, **QUICK))
     run = read_json(tmp_path / "run" / "run.json")
     assert len(run["data"]["labels"]) == find_recipe("complaints-lora").num_labels == 9

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import html.parser
 import io
 import re
@@ -16,7 +17,20 @@ from tests.training.made_runs import make_run
 from training.page import render_page
 from training.plots import all_plots, bars, learning_curve, quality_by_parameters
 from training.recipes import find_recipe
-from training.report import COLUMNS, Run, format_bytes, format_share, markdown, markdown_table, read_run, single, to_csv
+from training.report import (
+    COLUMNS,
+    NOT_RUN,
+    Run,
+    beside_full,
+    format_bytes,
+    format_share,
+    markdown,
+    markdown_table,
+    published_of,
+    read_run,
+    single,
+    to_csv,
+)
 
 
 @pytest.fixture
@@ -38,7 +52,7 @@ def test_the_figures_are_those_of_run_json(runs: list[Run]) -> None:
         name: test[name] for name in ("loss", "accuracy", "f1", "weighted_f1")
     }
     assert obtained["best_epoch"] == 2
-    assert obtained["seconds_per_epoch"] == 52.0
+    assert (obtained["seconds_per_epoch"], obtained["training_seconds"]) == (52.0, 51.0 + 52.0 + 53.0)
     assert obtained["samples_per_s"] == 24.0
     assert obtained["relative"] == 296_450 / 109_778_690
     assert (obtained["stored_bytes"], obtained["peak_memory_bytes"]) == (1000, 1_234_500_000)
@@ -46,7 +60,8 @@ def test_the_figures_are_those_of_run_json(runs: list[Run]) -> None:
 
 def test_a_run_that_trains_nothing_has_no_epoch_figures(runs: list[Run]) -> None:
     obtained = runs[1].obtained
-    assert (obtained["best_epoch"], obtained["seconds_per_epoch"], obtained["samples_per_s"]) == (None, None, None)
+    absent = ("best_epoch", "seconds_per_epoch", "samples_per_s", "training_seconds", "time_against_full")
+    assert {obtained[name] for name in absent} == {None}
     assert (obtained["trainable"], obtained["relative"]) == (0, 0.0)
 
 
@@ -58,20 +73,69 @@ def test_markdown_has_published_and_obtained_in_every_cell_that_has_both(runs: l
         "run": "stackoverflow-lora-r8",
         "loss": r"0.4643 \| 0.2231",
         "accuracy": r"78.31 % \| 80.00 %",
-        "macro F1": "76.70 %",
+        "macro F1": r"78.31 % \| 76.70 %",
         "weighted F1": "73.40 %",
         "trainable": r"296,450 \| 296,450",
         "of all": r"0.27 % \| 0.27 %",
-        "s/epoch": r"2,280.0 \| 52.0",
+        "s/epoch": r"2,313.0 \| 52.0",
+        "time against full": "",
+        "training s": "156.0",
         "samples/s": "24.0",
         "peak memory": "1.23 GB",
-        "best epoch": r"1 \| 2",
+        "best epoch": r"2 \| 2",
         "stored": "1.0 kB",
     }
     assert cells(none)[5:8] == [r"0 \| 0", r"0.00 % \| 0.00 %", ""]
     assert cells(failed)[2] == r"85.30 % \| -"
     assert "- imdb-lora: failed: out of <memory>. The article writes r=0.2" in lines[-1]
-    assert "base: minilm instead of bert-base-uncased. epochs: 3 instead of 5." in lines[8]
+    assert "base: minilm instead of bert-base-uncased. epochs: 3 instead of 5. gradients: clipped to a norm of 1" in lines[8]
+
+
+def test_the_time_against_full_is_that_of_the_same_data_and_base(tmp_path: Path) -> None:
+    lora, full, overflow, other = (
+        read_run(make_run(tmp_path, name, quality=0.8, seconds=seconds))
+        for name, seconds in (
+            ("stackoverflow-lora-r8-last4", 28.0),
+            ("stackoverflow-bert-base-full", 58.0),
+            ("stackoverflow-bertoverflow-full", 88.0),
+            ("imdb-full", 500.0),
+        )
+    )
+    runs = beside_full([lora, full, overflow, other, Run(name="yelp-full", recipe=find_recipe("yelp-full"), error="x")])
+    obtained = [run.obtained["time_against_full"] for run in runs]
+    assert obtained == [30 / 60, 1.0, 90 / 60, 1.0, None]
+    published = [published_of(run, "time_against_full") for run in runs]
+    assert published == [1529 / 2909, 1.0, None, None, None]  # BERTOverflow is another base than that of `full`
+    assert r"0.53 \| 0.50" in markdown([lora, full])
+    rows = list(csv.DictReader(io.StringIO(to_csv([lora, full]))))
+    assert (float(rows[0]["time_against_full"]), float(rows[0]["published_time_against_full"])) == (0.5, 1529 / 2909)
+    assert "0.50<span" in render_page([lora, full], {})
+
+
+def test_no_full_run_of_another_base_or_beside_numbers_is_the_measure(tmp_path: Path) -> None:
+    lora = read_run(make_run(tmp_path, "stackoverflow-lora-r8", quality=0.8))
+    tabular = read_run(make_run(tmp_path, "stackoverflow-tabular-full", quality=0.8))
+    full = read_run(make_run(tmp_path, "stackoverflow-bert-base-full", quality=0.8))
+    elsewhere = dataclasses.replace(full, record=full.record | {"base": {"source": "bert-base-uncased"}})
+    assert [run.full for run in beside_full([lora, tabular])] == [None, None]
+    assert beside_full([lora, elsewhere])[0].full is None
+    assert beside_full([tabular, full, lora])[0].full == full
+
+
+def test_fewer_rows_than_published_are_a_note(tmp_path: Path) -> None:
+    run = read_run(make_run(tmp_path, "yelp-full", quality=0.9))
+    data = run.record["data"] | {"parts": {"train": {"rows": 6_000}, "test": {"rows": 2_000}}}
+    fewer = dataclasses.replace(run, record=run.record | {"data": data})
+    assert "train: 6,000 rows instead of 10,000" in fewer.notes
+    assert "yelp-full: base: minilm instead of bert-base-cased. train: 6,000 rows instead of 10,000." in markdown([fewer])
+
+
+def test_a_run_that_never_ran_is_no_failed_one() -> None:
+    run = Run(name="imdb-full", recipe=find_recipe("imdb-full"), error=NOT_RUN)
+    assert run.notes[0] == "not run"
+    page = render_page([run], {})
+    assert f'<td class="failed" colspan="{len(COLUMNS)}">not run</td>' in page
+    assert '<span class="failed">not run</span>' in page
 
 
 def test_the_csv_holds_raw_numbers(runs: list[Run]) -> None:
@@ -81,6 +145,9 @@ def test_the_csv_holds_raw_numbers(runs: list[Run]) -> None:
     assert float(rows[0]["published_accuracy"]) == 0.7831
     assert (rows[0]["trainable"], rows[0]["total"], rows[0]["base"]) == ("296450", "109778690", "minilm")
     assert (rows[0]["strategy"], rows[1]["best_epoch"], rows[2]["loss"]) == ("lora", "", "")
+    test = runs[0].record["test"]
+    assert (float(rows[0]["precision"]), float(rows[0]["recall"])) == (test["precision"], test["recall"])
+    assert (rows[0]["rank"], rows[0]["alpha"], rows[1]["rank"], rows[2]["alpha"]) == ("8", "16.0", "", "")
     assert rows[2]["notes"].startswith("failed: out of <memory> | ")
 
 
@@ -95,7 +162,8 @@ def test_one_run_is_shown_as_published_and_obtained(runs: list[Run]) -> None:
     lines = single(runs[0]).splitlines()
     assert cells(lines[0]) == ["", "published", "obtained"]
     assert ["accuracy", "78.31 %", "80.00 %"] in [cells(line) for line in lines]
-    assert ["macro F1", "-", "76.70 %"] in [cells(line) for line in lines]
+    assert ["weighted F1", "-", "73.40 %"] in [cells(line) for line in lines]
+    assert "time against full" not in [cells(line)[0] for line in lines]  # there is nothing beside it
 
 
 def test_a_folder_that_is_no_finished_run_is_refused(tmp_path: Path) -> None:

@@ -65,15 +65,15 @@ def test_five_classes_keep_their_statuses_and_texts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["stackoverflow", "stackoverflow5"])
 def test_the_five_numbers_of_each_question(tmp_path: Path, name: str) -> None:
-    dataset = read_questions(write_tabular(tmp_path / "train.csv"), name=name, tabular=True)
+    dataset = read_questions(write_tabular(tmp_path / "train.csv", Title="Who  else?"), name=name, tabular=True)
     assert dataset.feature_names == FEATURES
     assert dataset.features == [
-        [1, 5, 66, 4, 10],
-        [0, 1, -4, 4, 10],  # a second short of a day
-        [2, 2, 1, 4, 9],  # a leap year, and the one date without a time
-        [365, 0, 0, 5, 3],
-        [-1, 2, 12345, 6, 4],
-        [0, 3, 1, 5, 4],
+        [1, 5, 66, 1, 1],  # a line break parts no words
+        [0, 1, -4, 1, 2],  # a second short of a day
+        [2, 2, 1, 3, 2],  # a leap year, the one date without a time, and two blanks, which have a word between them
+        [365, 0, 0, 1, 1],
+        [-1, 2, 12345, 1, 1],
+        [0, 3, 1, 1, 1],
     ]
     assert all(isinstance(number, float) for row in dataset.features for number in row)
 
@@ -152,7 +152,11 @@ def test_the_real_questions_are_42726_of_which_22483_are_open_each_with_its_numb
     assert dataset.texts[0].startswith('Does there exist an "idea checkout system" on the Internet? Greetings.')
     assert len(set(dataset.texts)) == 42_726
     assert dataset.features[0][:3] == [597, 2, 66]
+    assert dataset.features[0][3] == len(
+        ["Does", "there", "exist", "an", '"idea', "checkout", 'system"', "on", "the", "Internet?"]
+    )
     age, tags, _, title, body = zip(*dataset.features, strict=True)
     assert (min(tags), max(tags)) == (1, 5)
-    assert min(title) > 0 and max(body) == 30_000
+    assert 1 <= min(title) <= max(title) <= 76
+    assert min(body) >= 1 and 1_000 < max(body) <= 30_001
     assert max(age) < 5 * 366  # Stack Overflow opened in 2008, the file ends in 2012

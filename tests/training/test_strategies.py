@@ -149,7 +149,7 @@ def test_a_strategy_says_in_words_what_it_trains(name: StrategyName) -> None:
             "head": "the head",
             "first": "the first 2 of 4 layers (the input side: 0 to 1), and the head",
             "last": "the last 2 of 4 layers (the head side: 2 to 3), and the head",
-            "lora": "LoRA rank 3 on 8 linear layers, and the head",
+            "lora": "LoRA rank 3 on 25 linear layers, and the head",
             "masked": "25% of the weights of 25 linear layers, and the head",
             "full": "everything",
             "scratch": "everything, from random weights",
