@@ -49,7 +49,7 @@ def test_help_names_every_option_and_the_commands_to_type() -> None:
         (["--epoch", "1"], "--epoch"),  # an abbreviation is no option
         (["--rows", "5"], "--rows"),
         (["extra"], "extra"),
-        (["--dataset", "imdb"], "imdb"),
+        (["--dataset", "news"], "news"),
         (["--epochs", "two"], "two"),
     ],
 )
