@@ -10,6 +10,7 @@ from __future__ import annotations
 TOKENIZER = "bert_tokenizer"
 ENGINE = "bert_engine"
 CLASSIFIER = "bert_classifier"
+CANDIDATE = "bert_candidate"  # a second ensemble of the same shape, which a canary's share of the requests goes to
 STEPS = (TOKENIZER, ENGINE)
 
 TEXT = "TEXT"  # BYTES [B, 1], UTF-8
