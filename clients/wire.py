@@ -56,7 +56,8 @@ def arrays_of(result: Any) -> Answer:
 @contextmanager
 def translated(url: str, timeout_s: float, *lost: type[Exception]) -> Iterator[None]:
     """Raise the failures of all client libraries as `clients.errors`; `lost` are further errors of a lost connection."""
-    unavailable = (OSError, HTTPException, ValueError, *lost)  # no connection, no HTTP, no JSON; or a url that is no host:port
+    # No connection, no HTTP, no JSON; or a url that is no host:port.
+    unavailable: tuple[type[Exception], ...] = (OSError, HTTPException, ValueError, *lost)
     try:
         yield
     except ClassifierError:
@@ -69,13 +70,8 @@ def translated(url: str, timeout_s: float, *lost: type[Exception]) -> Iterator[N
         raise late(url, timeout_s) from error
     except ssl.SSLError as error:
         raise untrusted(url, error) from error
-    except (
-        OSError,
-        HTTPException,
-        ValueError,
-        *lost,
-    ) as error:  # no connection, no HTTP, no JSON; or a url that is no host:port
-        raise Unavailable(f"{url}: {error or type(error).__name__}; {_HINT}") from error
+    except unavailable as error:
+        raise Unavailable(f"{url}: {str(error) or type(error).__name__}; {_HINT}") from error
 
 
 def late(url: str, timeout_s: float) -> TimedOut:

@@ -147,9 +147,9 @@ def test_a_rejection_is_sent_again_only_when_asked() -> None:
 def test_the_deadline_is_that_of_the_whole_call() -> None:
     transport = MemoryTransport()
     Classifier(transport, timeout_s=50).classify(["a"] * 200, timeout_s=20)
-    left = [timeout_s for timeout_s, _ in transport.calls]
-    assert all(later <= earlier for earlier, later in zip(left, left[1:], strict=False))
-    assert 19 < left[-1] <= left[0] <= 20
+    left = [timeout_s or 0.0 for timeout_s, _ in transport.calls]
+    assert len(left) == 4
+    assert 20 >= left[0] >= left[1] >= left[2] >= left[3] > 0
     clock = Clock()
     deadline = Deadline(2.5, clock)
     clock.sleep(2.0)
@@ -164,7 +164,7 @@ def test_the_deadline_is_that_of_the_whole_call() -> None:
 def test_a_failure_tells_its_request_and_its_attempts_beside_its_message() -> None:
     transport = MemoryTransport(error=Unavailable("host:1: gone"), error_at=None)
     classifier = Classifier(transport, retry=RetryPolicy(attempts=3), sleep=Clock().sleep)
-    with pytest.raises(Unavailable, match="^host:1: gone$") as raised:
+    with pytest.raises(Unavailable, match=r"^host:1: gone$") as raised:
         classifier.classify(["a"], request_id="mine")
     assert describe(raised.value) == "Unavailable: host:1: gone (3 attempts, request mine)"
     with pytest.raises(Unavailable) as other:
