@@ -8,7 +8,7 @@ import datetime
 import ipaddress
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 from cryptography import x509
@@ -57,8 +57,8 @@ class Relay:
     def __init__(self, target: str, context: ssl.SSLContext | None) -> None:
         self._host, _, port = target.rpartition(":")
         self._port, self._context = int(port), context
-        self._loop = asyncio.new_event_loop()
-        self._writers: set[asyncio.StreamWriter] = set()
+        self._connections: set[asyncio.Task[None]] = set()
+        self.loop = asyncio.new_event_loop()
         self.accepted = 0
 
     async def start(self) -> str:
@@ -67,57 +67,72 @@ class Relay:
         host, port = self._server.sockets[0].getsockname()
         return f"{host}:{port}"
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
-        inner_reader, inner_writer = await asyncio.open_connection(self._host, self._port)
-        pair = {writer, inner_writer}
-        self._writers |= pair
-        await asyncio.gather(_pump(reader, inner_writer), _pump(inner_reader, writer))
-        self._writers -= pair
+        connection = self.loop.create_task(self._pass_on(reader, writer))
+        self._connections.add(connection)
+        connection.add_done_callback(self._connections.discard)
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async with hung_up(writer):
+            inner_reader, inner_writer = await asyncio.open_connection(self._host, self._port)
+            async with hung_up(inner_writer):
+                both = [self.loop.create_task(pump(reader, inner_writer)), self.loop.create_task(pump(inner_reader, writer))]
+                try:
+                    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    for one in both:
+                        one.cancel()
+                    await asyncio.gather(*both, return_exceptions=True)
+
+    async def lose(self) -> None:
+        """Lose every connection there is."""
+        lost = list(self._connections)
+        for connection in lost:
+            connection.cancel()
+        await asyncio.gather(*lost, return_exceptions=True)
 
     async def stop(self) -> None:
         """Hang up on everybody and listen no more."""
         self._server.close()
-        self.drop()
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    def drop(self) -> None:
-        """Lose every connection there is."""
-        for writer in list(self._writers):
-            writer.transport.abort()
+        await self.lose()
 
     def lose_connections(self) -> None:
-        """`drop`, from another thread; done when it returns."""
-        done = threading.Event()
-        self._loop.call_soon_threadsafe(self.drop)
-        self._loop.call_soon_threadsafe(done.set)
-        assert done.wait(60)
+        """`lose`, from another thread; done when it returns."""
+        asyncio.run_coroutine_threadsafe(self.lose(), self.loop).result(60)
 
 
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-    writer.close()
-    with contextlib.suppress(OSError, ssl.SSLError):
-        await writer.wait_closed()
+@contextlib.asynccontextmanager
+async def hung_up(writer: asyncio.StreamWriter) -> AsyncIterator[None]:
+    """Nothing is left of the connection when the block ends."""
+    try:
+        yield
+    finally:
+        writer.transport.abort()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Pass on what comes, until nothing comes."""
+    while data := await reader.read(65536):
+        writer.write(data)
+        await writer.drain()
 
 
 @contextlib.contextmanager
 def relayed(target: str, context: ssl.SSLContext | None = None) -> Iterator[tuple[str, Relay]]:
     """The address of a relay to `target`, and the relay."""
     relay = Relay(target, context)
-    thread = threading.Thread(target=relay._loop.run_forever)
+    thread = threading.Thread(target=relay.loop.run_forever)
     thread.start()
     try:
-        yield asyncio.run_coroutine_threadsafe(relay.start(), relay._loop).result(60), relay
+        yield asyncio.run_coroutine_threadsafe(relay.start(), relay.loop).result(60), relay
     finally:
-        asyncio.run_coroutine_threadsafe(relay.stop(), relay._loop).result(60)
-        relay._loop.call_soon_threadsafe(relay._loop.stop)
+        asyncio.run_coroutine_threadsafe(relay.stop(), relay.loop).result(60)
+        relay.loop.call_soon_threadsafe(relay.loop.stop)
         thread.join(60)
-        relay._loop.close()
+        relay.loop.close()
 
 
 def tls_context(certificate: Path, key: Path, *, client_ca: Path | None = None) -> ssl.SSLContext:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +26,7 @@ from clients import (
 from clients.wire import ProtocolName
 from contract.tensors import CANDIDATE
 from serving.state import ServerState
-from tests.clients.relay import Authority, relayed, tls_context
+from tests.clients.relay import Authority, hung_up, relayed, tls_context
 from tests.clients.sockets import closed_url, silent_url
 from tests.tiny import tiny_texts
 
@@ -122,22 +123,24 @@ def test_where_nobody_answers_the_call_ends_at_its_deadline(protocol: ProtocolNa
 def test_an_answer_that_trickles_in_does_not_stretch_the_deadline() -> None:
     """A byte a moment would keep a time-out per read waiting for ever."""
 
-    async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
-        try:
-            while True:
-                writer.write(b" ")
-                await writer.drain()
-                await asyncio.sleep(0.05)
-        except OSError:
-            writer.close()
-
     async def main(classify: Classify) -> None:
-        listening = await asyncio.start_server(trickle, "127.0.0.1", 0)
-        async with listening:
+        ended = asyncio.Event()
+
+        async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+            with contextlib.suppress(OSError):
+                async with hung_up(writer):
+                    while True:
+                        writer.write(b" ")
+                        await writer.drain()
+                        await asyncio.sleep(0.05)
+            ended.set()
+
+        async with await asyncio.start_server(trickle, "127.0.0.1", 0) as listening:
             host, port = listening.sockets[0].getsockname()
             with pytest.raises(TimedOut):
                 await asyncio.to_thread(classify, f"{host}:{port}", "http", ["cat"], timeout_s=0.5)
+            await asyncio.wait_for(ended.wait(), 60)
 
     for function in (classify_sync, classify_async):
         asyncio.run(main(function))
