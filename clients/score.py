@@ -17,7 +17,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -121,6 +121,9 @@ class Summary:
         return "\n".join(lines)
 
 
+_KEPT = "what is finished is kept: put it right, and go on with --resume"
+
+
 def score(options: Score) -> Summary:
     """Run the command; see the module docstring. Raises UsageError and Failure."""
     if options.output.exists():
@@ -131,9 +134,9 @@ def score(options: Score) -> Summary:
         with parts_of(options.output, _manifest(options, kept), resume=options.resume) as parts:
             return _Run(options, table, kept, parts).finish()
     except ClassifierError as error:
-        raise Failure(f"{describe(error)}; what is finished is kept: go on with --resume") from error
+        raise Failure(f"{describe(error)}; {_KEPT}") from error
     except (OSError, EOFError, zlib.error) as error:
-        raise Failure(f"{error}; what is finished is kept: put it right and go on with --resume") from error
+        raise Failure(f"{error}; {_KEPT}") from error
     finally:
         table.close()
 
@@ -178,7 +181,10 @@ class _Run:
         columns = list(dict.fromkeys([*self.kept, self.options.text_column]))
         chunks = islice(self.table.read(columns, self.options.part_rows), self.parts.done, None)
         with tqdm(total=self.table.size, unit=self.table.unit, unit_scale=True, desc="score", delay=2) as bar:
-            asyncio.run(self._score(chunks, bar))
+            if self.options.ray is None:
+                asyncio.run(self._score(chunks, bar))
+            else:
+                self._score_on_ray(chunks, bar)
         join_parts(self.parts.all(), self.options.output, [*self.kept, *_new_columns(self.options)], self.schema)
         self.parts.remove()
         self.summary.seconds = time.perf_counter() - self.started
@@ -192,6 +198,24 @@ class _Run:
             async with aclosing(scored):
                 async for chunk, results in scored:
                     self._take(chunk, results, bar)
+
+    def _score_on_ray(self, chunks: Iterator[Chunk], bar: Any) -> None:
+        options = self.options
+        try:
+            from clients.ray_scoring import Job, results_from_ray
+        except ImportError as error:
+            raise UsageError(f"--ray needs Ray Data: pip install 'bert-on-triton[score]' ({error})") from error
+        shared = {name: getattr(options, name) for name in ("text_column", "part_rows", "batch", "in_flight")}
+        job = Job(
+            input=options.input.resolve(),
+            skip_parts=self.parts.done,
+            connection=options.connection(),
+            actors=options.ray_actors,
+            **shared,
+        )
+        with closing(results_from_ray(str(options.ray), job)) as results:
+            for chunk in chunks:
+                self._take(chunk, list(islice(results, len(chunk))), bar)
 
     def _take(self, chunk: Chunk, results: list[Result], bar: Any) -> None:
         """The next chunk is scored: write its part."""
