@@ -125,7 +125,16 @@ def _open_text(path: Path, kind: str) -> Table:
     stream = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
     # A byte that is no UTF-8 must not end the run: it becomes a surrogate, which marks the text as bad.
     lines = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    names, rows = _csv_rows(lines, path) if kind == CSV else _json_rows(lines, path)
+
+    def close() -> None:
+        lines.close()
+        raw.close()  # gzip leaves it open
+
+    try:
+        names, rows = _csv_rows(lines, path) if kind == CSV else _json_rows(lines, path)
+    except BaseException:
+        close()
+        raise
 
     def read(wanted: Sequence[str], count: int) -> Iterator[Chunk]:
         chunk = _Builder(wanted)
@@ -136,10 +145,6 @@ def _open_text(path: Path, kind: str) -> Table:
                 chunk = _Builder(wanted)
         if chunk.problems:
             yield chunk.build()
-
-    def close() -> None:
-        lines.close()
-        raw.close()  # gzip leaves it open
 
     return Table(names, path.stat().st_size, "B", raw.tell, read, close)
 
