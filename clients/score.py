@@ -32,6 +32,7 @@ from clients.parts import Parts, parts_of
 from clients.retry import RetryPolicy
 from clients.scoring import FIELDS, Result, Scorer, in_order, prepare
 from clients.tables import CSV, PARQUET, Chunk, Table, format_of, join_parts, open_table, output_schema, write_part
+from clients.tls import tls_from_flags
 from clients.wire import ProtocolName
 from contract.command import Failure, UsageError, run_command
 from contract.tensors import CLASSIFIER, MAX_BATCH_SIZE
@@ -71,6 +72,14 @@ class Score:
     """Put before the names of the new columns, for inputs that have a column `label` already."""
     part_rows: int = 4096
     """Rows finished between two points that --resume can go on from."""
+    tls: bool = False
+    """Encrypt the connection."""
+    tls_ca: Path | None = None
+    """PEM file of the authority that signed the server's certificate; those of the system when left out."""
+    tls_certificate: Path | None = None
+    """PEM file of a certificate for this client, where the server asks for one."""
+    tls_key: Path | None = None
+    """PEM file of that certificate's key."""
     ray: str | None = None
     """Run as a Ray Data job: `local`, or the address of a cluster whose machines can all read the input."""
     ray_actors: int = 2
@@ -87,12 +96,14 @@ class Score:
             raise UsageError(f"--timeout-s is {self.timeout_s}; it must be above 0")
         if format_of(self.output, "the output") not in {CSV, PARQUET} or self.output.suffix == ".gz":
             raise UsageError(f"the output is {self.output}; its name must end in .csv or .parquet")
+        self.connection()  # checks the files of --tls
 
     def connection(self) -> dict[str, Any]:
         """Arguments of `connect_async`."""
         policy = RetryPolicy(attempts=self.retries + 1, retry_rejected=True)
         options = {"model": self.model, "timeout_s": self.timeout_s, "retry": policy, "in_flight": self.in_flight}
-        return {"url": self.url, "protocol": self.protocol, **options}
+        tls = tls_from_flags(self.tls, self.tls_ca, self.tls_certificate, self.tls_key)
+        return {"url": self.url, "protocol": self.protocol, "tls": tls, **options}
 
 
 @dataclass

@@ -41,7 +41,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Serve:
     def start(**options: Any) -> AsyncMemoryTransport:
         transport = AsyncMemoryTransport(**options)
 
-        def connect(*, url: str, protocol: str, model: str, **rest: Any) -> AsyncClassifier:
+        def connect(*, url: str, protocol: str, model: str, tls: None, **rest: Any) -> AsyncClassifier:
             return AsyncClassifier(transport, **rest | {"retry": RetryPolicy(attempts=1)})
 
         monkeypatch.setattr(clients.score, "connect_async", connect)
@@ -253,7 +253,7 @@ class Hanging(AsyncMemoryTransport):
             await asyncio.Event().wait()
         return await super().infer(texts, **options)
 
-clients.score.connect_async = lambda url, protocol, model, **rest: AsyncClassifier(Hanging(), **rest)
+clients.score.connect_async = lambda url, protocol, model, tls, **rest: AsyncClassifier(Hanging(), **rest)
 folder = Path(sys.argv[1])
 clients.score.score(clients.score.Score(
     input=folder / "in.csv", output=folder / "out.csv", text_column="text", part_rows=10, batch=10, in_flight=1))
