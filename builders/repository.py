@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from builders.model_config import render_configs
+from builders.tokenizer_contract import make_contract
 from contract.command import UsageError
 from contract.files import new_folder, write_bytes, write_json
 from contract.release import LABELS_FILE, RELEASE_FILE, Manifest, hash_files, release_id
 from contract.tensors import CLASSIFIER, ENGINE, STEPS, TOKENIZER
+from contract.tokenizer import CONTRACT_FILE
 
 SOURCE = Path(__file__).resolve().parents[1] / "model_repository"
 VERSION = "1"
@@ -57,6 +59,7 @@ def write_release(
             (folder / step).mkdir()
             shutil.copyfile(SOURCE / step / VERSION / "model.py", folder / step / "model.py")
         write_bytes(folder / TOKENIZER / "tokenizer.json", tokenizer_json)
+        write_json(folder / TOKENIZER / CONTRACT_FILE, make_contract(tokenizer_json))
         write_bytes(folder / LABELS_FILE, "".join(f"{label}\n" for label in labels).encode())
         parity = write_engine(folder / ENGINE)
         release = release_id(name, hash_files(folder))

@@ -2,7 +2,7 @@
 
     RELEASE/manifest.json                            this module's `Manifest`
     RELEASE/labels.txt                               one label a line, in the order of the logits
-    RELEASE/bert_tokenizer/{model.py, tokenizer.json, release.json}
+    RELEASE/bert_tokenizer/{model.py, tokenizer.json, contract.json, release.json}
     RELEASE/bert_engine/{model.py, model.onnx}
 
 `builders` write it, `serving` publishes it. Its id is derived from the hashes of its files.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,17 @@ def strip_padding(ids: Int32, mask: Int32) -> list[Int32]:
     return [row[:length] for row, length in zip(ids, lengths, strict=True)]
 
 
+def open_progress(version: str) -> npt.NDArray[np.float64]:
+    """Start, tokens and seconds so far, end of the last call: what the tokenizer of this version reads, to refuse in time."""
+    prefix = os.environ.get("BERT_SHM_PREFIX")
+    if not prefix:
+        return np.zeros(4)
+    path = Path("/dev/shm") / f"{prefix}progress_{version}"  # noqa: S108 - POSIX shared memory, removed with the server
+    with path.open("ab") as file:
+        file.truncate(32)
+    return np.asarray(np.memmap(path, np.float64, "r+", shape=4))
+
+
 class TritonPythonModel:
     """What Triton's stub loads; see the module docstring."""
 
@@ -74,6 +86,8 @@ class TritonPythonModel:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         path = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.progress = open_progress(args["model_version"])
+        self.progress[:] = (time.monotonic(), 0.0, 0.0, time.monotonic())
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
         """One response a request, in order; when a joint run fails, each request is run alone, to fail by itself."""
@@ -81,12 +95,17 @@ class TritonPythonModel:
             tuple(pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in ("input_ids", "attention_mask"))
             for request in requests
         ]
+        self.progress[3], began = np.inf, time.monotonic()
         try:
             answers = self.run([strip_padding(ids, mask) for ids, mask in inputs])
         except Exception as error:  # ONNX Runtime has no narrower base for what a run may raise
             if len(requests) > 1:
                 return [self.execute([request])[0] for request in requests]
             return [pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))]
+        finally:
+            self.progress[1] += sum(int(mask.sum()) for _, mask in inputs)
+            self.progress[2] += time.monotonic() - began
+            self.progress[3] = time.monotonic()
         return [pb_utils.InferenceResponse([pb_utils.Tensor("logits", logits)]) for logits in answers]
 
     def run(self, requests: list[list[Int32]]) -> list[Float32]:
