@@ -88,7 +88,8 @@ def connect(
 ) -> Classifier:
     """A client of the server at `url` ("host:port"; Triton listens on 8001 for gRPC, on 8000 for HTTP).
 
-    `model` is the ensemble that is asked. Nothing is sent yet. Raises ValueError for an unknown protocol or a time-out that is not above 0.
+    `model` is the ensemble that is asked. Nothing is sent yet.
+    Raises ValueError for an unknown protocol or a time-out that is not above 0.
     """
     if protocol not in TRANSPORTS:
         raise ValueError(f"protocol is {protocol!r}; use one of {', '.join(TRANSPORTS)}")
