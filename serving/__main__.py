@@ -26,7 +26,7 @@ from typing import Literal
 import tyro
 
 from contract.command import Failure, UsageError, run_command
-from contract.tensors import CANDIDATE, CLASSIFIER
+from contract.tensors import CLASSIFIER, ENSEMBLES
 from serving.events import EventLog, events_path
 from serving.launch import SHM_PREFIX_VARIABLE, find_installation, server_arguments
 from serving.process import ServerProcess
@@ -149,10 +149,9 @@ def _starter(
     shm_prefix = f"bert_{os.getpid()}_"
 
     def start(with_candidate: bool) -> ServerProcess:
-        candidate = with_candidate and (options.repository / CANDIDATE / "config.pbtxt").exists()
         arguments = server_arguments(
             repository=options.repository.resolve(),
-            models=[CLASSIFIER, CANDIDATE] if candidate else [CLASSIFIER],
+            models=ENSEMBLES if with_candidate else [CLASSIFIER],
             config_name="cpu" if options.engine == "cpu" else "",
             address=options.address,
             grpc_port=ports["grpc"],
