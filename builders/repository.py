@@ -14,8 +14,9 @@ from typing import Any
 from builders.model_config import render_configs
 from contract.command import UsageError
 from contract.files import new_folder, write_bytes, write_json
+from contract.probes import Probes
 from contract.release import LABELS_FILE, RELEASE_FILE, Manifest, hash_files, release_id
-from contract.tensors import CLASSIFIER, ENGINE, STEPS, TOKENIZER
+from contract.tensors import ENGINE, ENSEMBLES, STEPS, TOKENIZER
 
 SOURCE = Path(__file__).resolve().parents[1] / "model_repository"
 VERSION = "1"
@@ -25,8 +26,9 @@ def render_repository(target: Path) -> None:
     """Write a deployed repository without any release. Raises UsageError when `target` exists."""
     with new_folder(target) as folder:
         render_configs(folder)
-        (folder / CLASSIFIER / VERSION).mkdir()
-        write_bytes(folder / CLASSIFIER / VERSION / ".gitkeep", b"")  # Triton loads no version from an absent folder
+        for ensemble in ENSEMBLES:
+            (folder / ensemble / VERSION).mkdir()
+            write_bytes(folder / ensemble / VERSION / ".gitkeep", b"")  # Triton loads no version from an absent folder
 
 
 def write_release(
@@ -36,6 +38,7 @@ def write_release(
     tokenizer_json: bytes,
     labels: list[str],
     write_engine: Callable[[Path], dict[str, Any]],
+    make_probes: Callable[[dict[str, Any]], Probes],
     **facts: Any,
 ) -> Manifest:
     """Write a release folder and return its manifest; `target` appears whole or not at all.
@@ -44,6 +47,7 @@ def write_release(
         name: first part of the release id.
         write_engine: writes the engine's files into the folder it is given and returns the parity that it measured;
             what it raises stops the release.
+        make_probes: the release's own expected answers, given the parity that `write_engine` returned.
         **facts: the other fields of `contract.release.Manifest`.
 
     Raises:
@@ -61,6 +65,7 @@ def write_release(
         parity = write_engine(folder / ENGINE)
         release = release_id(name, hash_files(folder))
         write_json(folder / TOKENIZER / RELEASE_FILE, {"release": release})
+        make_probes(parity).write(folder)
         manifest = Manifest(release=release, labels=labels, parity=parity, files=hash_files(folder), **facts)
         manifest.write(folder)
     return manifest

@@ -2,6 +2,7 @@
 
     RELEASE/manifest.json                            this module's `Manifest`
     RELEASE/labels.txt                               one label a line, in the order of the logits
+    RELEASE/probes.json                              texts and the answers they must get (`contract.probes`)
     RELEASE/bert_tokenizer/{model.py, tokenizer.json, release.json}
     RELEASE/bert_engine/{model.py, model.onnx}
 
