@@ -1,7 +1,7 @@
 """`--engine auto`: write every engine that this machine can run, time those that pass on real texts, keep the fastest.
 
-"Fastest" is the least median time for the same held-out texts, one by one and then in batches of 32, over alternating rounds: half
-latency, half throughput. The table of all candidates is printed.
+"Fastest" is the least median time for the same held-out texts, one by one and then in batches of 32, over alternating rounds:
+half latency, half throughput. The table of all candidates is printed.
 """
 
 from __future__ import annotations
