@@ -6,9 +6,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from clients.classify import Classify, classify
+from contract.command import UsageError
 from tests.clients.sockets import closed_url, silent_url
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,17 +49,27 @@ def test_a_server_that_never_answers_ends_it_with_1() -> None:
         ((), b"\na line\n", b"error: line 1 is empty: there is nothing to classify\n"),
         ((), b"caf\xe9\n", b"error: line 1 of standard input is not UTF-8: "),
         (("fine", " "), b"", b"error: text 1 is empty: there is nothing to classify\n"),
-        (("a", "--timeout-s", "0"), b"", b"error: --timeout-s is 0.0; it must be above 0\n"),
-        (("a", "--retries", "-1"), b"", b"error: --retries is -1; at least 0 is needed\n"),
-        (("a", "--tls-ca", "ca.pem"), b"", b"error: --tls-ca, --tls-certificate and --tls-key need --tls\n"),
-        (("a", "--tls", "--tls-ca", "none.pem"), b"", b"error: --tls-ca is none.pem, which is no file\n"),
-        (("a", "--tls", "--tls-key", "k.pem"), b"", b"error: --tls-certificate is None and the key is k.pem; give both"),
     ],
 )
 def test_a_wrong_call_ends_with_2_and_says_what_is_allowed(arguments: tuple[str, ...], stdin: bytes, said: bytes) -> None:
     done = command(*arguments, stdin=stdin)
     assert (done.returncode, done.stdout) == (2, b"")
     assert done.stderr.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"timeout_s": 0.0}, r"--timeout-s is 0\.0; it must be above 0"),
+        ({"retries": -1}, "--retries is -1; at least 0 is needed"),
+        ({"tls_ca": Path("ca.pem")}, "--tls-ca, --tls-certificate and --tls-key need --tls"),
+        ({"tls": True, "tls_ca": Path("none.pem")}, r"--tls-ca is none\.pem, which is no file"),
+        ({"tls": True, "tls_key": Path("k.pem")}, r"--tls-certificate is None and the key is k\.pem; give both, or neither"),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        classify(Classify(texts=("a",), url="127.0.0.1:1", **options))
 
 
 def test_it_fails_in_order_even_while_standard_input_is_open() -> None:
