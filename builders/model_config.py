@@ -3,13 +3,15 @@
     python -m builders.model_config model_repository      renders the committed files again
 
 `bert_engine` has one config per kind of hardware: TensorRT in `config.pbtxt`, the CPU engine in `configs/cpu.pbtxt`
-(`tritonserver --model-config-name=cpu`; models without such a file fall back to `config.pbtxt`). Nothing here depends on a
+(`tritonserver --model-config-name=cpu`; models without such a file fall back to `config.pbtxt`), and the container's own
+backends in `configs/onnxruntime.pbtxt` and `configs/openvino.pbtxt`. Nothing here depends on a
 trained model: the number of classes is -1, versions and labels belong to the deployment.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,7 +86,7 @@ def tensorrt_engine_config() -> dict[str, Any]:
 
 
 def cpu_engine_config() -> dict[str, Any]:
-    """The CPU engine: ONNX Runtime in the python backend, one instance over all cores.
+    """The CPU engine: ONNX Runtime, OpenVINO or torch in the python backend, one instance over all cores.
 
     Ragged inputs let requests of different lengths share one call: the engine groups their rows by length itself.
     """
@@ -96,6 +98,19 @@ def cpu_engine_config() -> dict[str, Any]:
         "output": [_LOGITS],
         "instance_group": [{"count": 1, "kind": "KIND_CPU"}],
         "parameters": _parameters(threads="0"),
+    }
+
+
+def container_engine_config(backend: str, file: str) -> dict[str, Any]:
+    """The same releases on a backend that NVIDIA's container has itself: requests of one padded length share a batch."""
+    return {
+        "name": ENGINE,
+        "backend": backend,
+        "default_model_filename": file,
+        **_STEP,
+        "input": [_IDS, _MASK],
+        "output": [_LOGITS],
+        "instance_group": [{"count": 1, "kind": "KIND_CPU"}],
     }
 
 
@@ -139,6 +154,8 @@ CONFIGS = {
     f"{TOKENIZER}/config.pbtxt": tokenizer_config,
     f"{ENGINE}/config.pbtxt": tensorrt_engine_config,
     f"{ENGINE}/configs/cpu.pbtxt": cpu_engine_config,
+    f"{ENGINE}/configs/onnxruntime.pbtxt": partial(container_engine_config, "onnxruntime", "model.onnx"),
+    f"{ENGINE}/configs/openvino.pbtxt": partial(container_engine_config, "openvino", "model.xml"),
     f"{CLASSIFIER}/config.pbtxt": classifier_config,
     f"{CANDIDATE}/config.pbtxt": candidate_config,
 }
