@@ -12,6 +12,7 @@ class Tensor:
 class TritonError:
     INVALID_ARG: int
     INTERNAL: int
+    UNAVAILABLE: int
     def __init__(self, message: str, code: int = ...) -> None: ...
 
 class InferenceRequest: ...
