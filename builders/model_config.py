@@ -56,7 +56,7 @@ _STEP = {
     "version_policy": {"specific": {"versions": [_FIRST_VERSION]}},
     "dynamic_batching": {},
 }
-# The tokenizer does not see how far the TensorRT engine is. Its full queue answers at once, with UNAVAILABLE, instead.
+# The tokenizer does not see how far an engine outside of the python backend is. Its full queue answers at once, with UNAVAILABLE, instead.
 _BOUNDED_QUEUE = {"default_queue_policy": {"max_queue_size": MAX_QUEUE_SIZE}}
 
 
@@ -115,6 +115,7 @@ def container_engine_config(backend: str, file: str) -> dict[str, Any]:
         "backend": backend,
         "default_model_filename": file,
         **_STEP,
+        "dynamic_batching": _BOUNDED_QUEUE,
         "input": [_IDS, _MASK],
         "output": [_LOGITS],
         "instance_group": [{"count": 1, "kind": "KIND_CPU"}],

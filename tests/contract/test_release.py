@@ -96,7 +96,8 @@ def test_files_that_changed_since_the_build_are_named(release: Path, spoil: Call
 def test_a_manifest_of_another_schema_is_refused(release: Path, values: dict[str, Any]) -> None:
     alter_manifest(release, **values)
     with pytest.raises(
-        UsageError, match=rf"manifest\.json is not a release manifest of schema {SCHEMA} \(it says .*\); build the release again"
+        UsageError,
+        match=rf"manifest\.json is not a release manifest of schema {SCHEMA} \(it says .*\); build the release again",
     ):
         read_manifest(release)
 
