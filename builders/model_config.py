@@ -56,7 +56,8 @@ _STEP = {
     "version_policy": {"specific": {"versions": [_FIRST_VERSION]}},
     "dynamic_batching": {},
 }
-# The tokenizer does not see how far an engine outside of the python backend is. Its full queue answers at once, with UNAVAILABLE, instead.
+# The tokenizer does not see how far an engine outside of the python backend is. Its full queue answers at once instead, with
+# UNAVAILABLE.
 _BOUNDED_QUEUE = {"default_queue_policy": {"max_queue_size": MAX_QUEUE_SIZE}}
 
 

@@ -97,7 +97,7 @@ def test_a_manifest_of_another_schema_is_refused(release: Path, values: dict[str
     alter_manifest(release, **values)
     with pytest.raises(
         UsageError,
-        match=rf"manifest\.json is not a release manifest of schema {SCHEMA} \(it says .*\); build the release again",
+        match=rf"is not a release manifest of schema {SCHEMA} \(it says .*\); build the release again",
     ):
         read_manifest(release)
 

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
-CALL_TOKENS = 24  # what one more call costs, in tokens computed: less padding is worth a call only beyond that
+CALL_TOKENS = 16  # what one more call costs, in tokens computed: less padding is worth a call only beyond that
 MAX_TOKENS = 4096  # of a call: beyond this a larger batch is no faster and only holds more memory
 COUNTERS = {
     "bert_engine_rows_total": "Texts computed",
