@@ -85,6 +85,7 @@ class GraphWriter:
     """Each call adds nodes and returns the name of the last one's output, which is the node's name too."""
 
     def __init__(self, model: BertForSequenceClassification, typing: Typing, inputs: Mapping[str, int]) -> None:
+        self.config = model.config
         self.weights = {name: tensor.detach().float().cpu().numpy() for name, tensor in model.state_dict().items()}
         self.typing = typing
         self.nodes: list[onnx.NodeProto] = []

@@ -22,7 +22,6 @@ from builders.graph_writer import GraphWriter, Typing
 from builders.standard_graph import FIRST_TOKEN, PACKED, embedded, embedding_tables, encoder, head
 from contract.tensors import INPUT_IDS
 from training.bert import BertForSequenceClassification
-from training.bert_config import BertConfig
 
 OFFSETS = "token_offsets"  # INT32 [B + 1]: where each text begins, and the number of all tokens
 INT32, BOOL = TensorProto.INT32, TensorProto.BOOL
@@ -40,7 +39,7 @@ def packed_onnx(
     """
     graph = GraphWriter(model, typing or Typing(), dict.fromkeys((INPUT_IDS, OFFSETS), INT32))
     starts, text, position = _places(graph)
-    hidden = _embeddings(graph, model.config, position)
+    hidden = _embeddings(graph, position)
     column = graph.add("Unsqueeze", [text, graph.integers("text.column.axes", [1])], "text.column")
     row = graph.add("Unsqueeze", [text, graph.integers("text.row.axes", [0])], "text.row")
     mask = graph.add("Equal", [column, row], "mask", type=BOOL)  # [T, T]: of one text
@@ -51,12 +50,12 @@ def packed_onnx(
         own = graph.add("Unsqueeze", [own, graph.integers("first_token.text.axes", [1])], "first_token.text.column")
         return first, graph.add("Equal", [own, row], "first_token.mask", type=BOOL)  # [B, T]
 
-    first = encoder(graph, model.config, PACKED, hidden, mask, first_token)
+    first = encoder(graph, PACKED, hidden, mask, first_token)
     inputs = [
         helper.make_tensor_value_info(INPUT_IDS, INT32, ["tokens"]),
         helper.make_tensor_value_info(OFFSETS, INT32, ["batch_and_one"]),
     ]
-    return graph.finish(inputs, head(graph, model.config, first, outputs), "bert_packed")
+    return graph.finish(inputs, head(graph, first, outputs), "bert_packed")
 
 
 def _places(graph: GraphWriter) -> tuple[str, str, str]:
@@ -83,11 +82,11 @@ def _places(graph: GraphWriter) -> tuple[str, str, str]:
     return starts, text, graph.add("Sub", [token, begin], "token.position")
 
 
-def _embeddings(graph: GraphWriter, config: BertConfig, position: str) -> str:
+def _embeddings(graph: GraphWriter, position: str) -> str:
     """[T] -> [T, D]."""
     words, table = embedding_tables(graph)
     word = graph.add("Gather", [words, INPUT_IDS], "words")
-    return embedded(graph, config, word, graph.add("Gather", [table, position], "positions"))
+    return embedded(graph, word, graph.add("Gather", [table, position], "positions"))
 
 
 def packed_batch(lengths: Collection[int], ids: Collection[int]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Our BERT as an ONNX graph of standard operators alone, typed for TensorRT; the padded layout, and what both layouts share.
 
-Not `builders.onnx_export`: its operators are ONNX Runtime's own, which TensorRT does not know. What is the same: the type-0 row
-is added to the position embeddings once, here, and the last layer is computed for the first token alone, which the pooler reads.
+Not `builders.onnx_export`: its operators are ONNX Runtime's own, which TensorRT does not know. What is the same: the type-0
+row is added to the position embeddings once, here, and the last layer is computed for the first token alone, the only one that
+the pooler reads.
 
 Inputs and outputs are INT32 and FP32 in every precision. INT64 stands only where ONNX wants it: in shapes, axes, and ArgMax.
 Padding gets a finite score that fits FP16 by choice instead of by sum, so that a row whose every token is padding is the plain
@@ -26,7 +27,6 @@ from onnx import TensorProto, helper
 from builders.graph_writer import GraphWriter, Typing
 from contract.tensors import ATTENTION_MASK, INPUT_IDS, LOGITS
 from training.bert import BertForSequenceClassification
-from training.bert_config import BertConfig
 
 FP32 = TensorProto.FLOAT
 MASKED = np.float32(np.finfo(np.float16).min)  # -65504: below every real score, so its softmax is exactly 0
@@ -67,7 +67,7 @@ def standard_onnx(
     """
     inputs = (INPUT_IDS, ATTENTION_MASK)
     graph = GraphWriter(model, typing or Typing(), dict.fromkeys(inputs, TensorProto.INT32))
-    hidden = _embeddings(graph, model.config)
+    hidden = _embeddings(graph)
     real = graph.cast(ATTENTION_MASK, TensorProto.BOOL)
     mask = graph.add("Unsqueeze", [real, graph.integers("mask.axes", [1, 2])], "mask")  # [B, 1, 1, T]
 
@@ -75,10 +75,10 @@ def standard_onnx(
         index = graph.constant("first_token.index", np.array([0]), TensorProto.INT32)
         return graph.add("Gather", [hidden, index], FIRST_TOKEN, axis=1), mask  # [B, 1, D]
 
-    hidden = encoder(graph, model.config, PADDED, hidden, mask, first_token)
+    hidden = encoder(graph, PADDED, hidden, mask, first_token)
     first = graph.add("Squeeze", [hidden, graph.integers("pooled_token.axes", [1])], "pooled_token")  # [B, D]
     given = [helper.make_tensor_value_info(name, TensorProto.INT32, ["batch", "tokens"]) for name in inputs]
-    return graph.finish(given, head(graph, model.config, first, outputs), "bert_padded")
+    return graph.finish(given, head(graph, first, outputs), "bert_padded")
 
 
 def embedding_tables(graph: GraphWriter) -> tuple[str, str]:
@@ -90,40 +90,40 @@ def embedding_tables(graph: GraphWriter) -> tuple[str, str]:
     return words, graph.constant(f"{prefix}.position_embeddings.weight+type_0", positions, compute)
 
 
-def _embeddings(graph: GraphWriter, config: BertConfig) -> str:
+def _embeddings(graph: GraphWriter) -> str:
     """[B, T] -> [B, T, D]."""
     words, table = embedding_tables(graph)
     word = graph.add("Gather", [words, INPUT_IDS], "words", type=graph.types[words])
     tokens = graph.add("Shape", [INPUT_IDS], "tokens", type=TensorProto.INT64, start=1, end=2)  # [1]: T
     inputs = [table, graph.integers("positions.start", [0]), tokens, graph.integers("positions.axes", [0])]
-    return embedded(graph, config, word, graph.add("Slice", inputs, "positions"))
+    return embedded(graph, word, graph.add("Slice", inputs, "positions"))
 
 
-def embedded(graph: GraphWriter, config: BertConfig, words: str, positions: str) -> str:
+def embedded(graph: GraphWriter, words: str, positions: str) -> str:
     """LayerNorm(words + positions), summed in FP32."""
     total = graph.add("Add", [graph.cast(words, FP32), graph.cast(positions, FP32)], f"{EMBEDDINGS}.sum")
-    return _norm(graph, "bert.embeddings", total, EMBEDDINGS, config)
+    return _norm(graph, "bert.embeddings", total, EMBEDDINGS)
 
 
-def encoder(graph: GraphWriter, config: BertConfig, layout: Layout, hidden: str, mask: str, first_token: FirstToken) -> str:
+def encoder(graph: GraphWriter, layout: Layout, hidden: str, mask: str, first_token: FirstToken) -> str:
     """All layers; `first_token` gives the last one's queries, one a text, and their mask."""
-    for number in range(config.num_hidden_layers):
-        queries, seen = (hidden, mask) if number < config.num_hidden_layers - 1 else first_token(hidden)
+    last = graph.config.num_hidden_layers - 1
+    for number in range(last + 1):
+        queries, seen = first_token(hidden) if number == last else (hidden, mask)
         prefix = f"bert.encoder.layer.{number}"
-        context = _attention(graph, f"{prefix}.attention.self", layout, queries, hidden, seen, config, number)
-        attended = _residual(graph, f"{prefix}.attention.output", context, queries, config)
+        context = _attention(graph, layout, number, queries=queries, hidden=hidden, mask=seen)
+        attended = _residual(graph, f"{prefix}.attention.output", context, queries)
         dense = graph.linear(f"{prefix}.intermediate.dense", attended)
         wide = graph.add("Gelu", [dense], f"{prefix}.intermediate")
-        hidden = _residual(graph, f"{prefix}.output", wide, attended, config)
+        hidden = _residual(graph, f"{prefix}.output", wide, attended)
     return hidden
 
 
-def _attention(
-    graph: GraphWriter, prefix: str, layout: Layout, queries: str, hidden: str, mask: str, config: BertConfig, number: int
-) -> str:
+def _attention(graph: GraphWriter, layout: Layout, number: int, *, queries: str, hidden: str, mask: str) -> str:
     """[.., Q, D] and [.., T, D] -> [.., Q, D]; the mask, true where there is a token to see, broadcasts to [.., H, Q, T]."""
-    heads, compute = config.layer_heads[number], graph.typing.compute
-    size = config.hidden_size // heads
+    prefix, compute = f"bert.encoder.layer.{number}.attention.self", graph.typing.compute
+    heads = graph.config.layer_heads[number]
+    size = graph.config.hidden_size // heads
 
     def by_head(name: str, source: str, permutation: tuple[int, ...]) -> str:
         x = graph.linear(f"{prefix}.{name}", source)
@@ -141,32 +141,32 @@ def _attention(
     weights = graph.add("Softmax", [graph.add("Where", inputs, f"{prefix}.seen", type=FP32)], f"{prefix}.weights", axis=-1)
     context = graph.add("MatMul", [graph.cast(weights, compute), value], f"{prefix}.context")
     merged = graph.add("Transpose", [context], f"{prefix}.merged", perm=layout.by_head)
-    shape = graph.integers(f"{prefix}.shape", [*layout.leading, config.hidden_size])
+    shape = graph.integers(f"{prefix}.shape", [*layout.leading, graph.config.hidden_size])
     return graph.add("Reshape", [merged, shape], prefix)
 
 
-def _residual(graph: GraphWriter, prefix: str, x: str, residual: str, config: BertConfig) -> str:
+def _residual(graph: GraphWriter, prefix: str, x: str, residual: str) -> str:
     """LayerNorm(x W^T + b + residual), summed in FP32."""
     dense = graph.linear(f"{prefix}.dense", x)
     total = graph.add("Add", [graph.cast(dense, FP32), graph.cast(residual, FP32)], f"{prefix}.sum")
-    return _norm(graph, prefix, total, prefix, config)
+    return _norm(graph, prefix, total, prefix)
 
 
-def _norm(graph: GraphWriter, prefix: str, x: str, output: str, config: BertConfig) -> str:
+def _norm(graph: GraphWriter, prefix: str, x: str, output: str) -> str:
     """LayerNorm in FP32; what is kept of it is in the compute type, half the memory to read and write in FP16."""
     inputs = [x, *(graph.parameter(f"{prefix}.LayerNorm.{name}") for name in ("weight", "bias"))]
-    norm = graph.add("LayerNormalization", inputs, f"{output}.norm", axis=-1, epsilon=config.layer_norm_eps)
+    norm = graph.add("LayerNormalization", inputs, f"{output}.norm", axis=-1, epsilon=graph.config.layer_norm_eps)
     return graph.cast(norm, graph.typing.compute)
 
 
-def head(graph: GraphWriter, config: BertConfig, first: str, outputs: Collection[str]) -> list[onnx.ValueInfoProto]:
+def head(graph: GraphWriter, first: str, outputs: Collection[str]) -> list[onnx.ValueInfoProto]:
     """Pooler and classifier over [B, D], in FP32: a thousandth of the work, and what the answer is made of."""
     pooled = graph.add("Tanh", [_gemm(graph, "bert.pooler.dense", graph.cast(first, FP32), "pooler")], "pooled")
     _gemm(graph, "classifier", pooled, LOGITS)
-    made = [helper.make_tensor_value_info(LOGITS, FP32, ["batch", config.num_labels])]
+    made = [helper.make_tensor_value_info(LOGITS, FP32, ["batch", graph.config.num_labels])]
     if PROBABILITIES in outputs:
         graph.add("Softmax", [LOGITS], PROBABILITIES, axis=-1)
-        made.append(helper.make_tensor_value_info(PROBABILITIES, FP32, ["batch", config.num_labels]))
+        made.append(helper.make_tensor_value_info(PROBABILITIES, FP32, ["batch", graph.config.num_labels]))
     if LABEL_INDEX in outputs:
         best = graph.add("ArgMax", [LOGITS], "best", type=TensorProto.INT64, axis=1, keepdims=1)
         graph.add("Cast", [best], LABEL_INDEX, type=TensorProto.INT32, to=TensorProto.INT32)
