@@ -20,6 +20,7 @@ import tyro
 
 from builders.onnx_export import build_onnx
 from builders.parity import Float32, Int32, Parity, measure_parity
+from builders.probes import make_probes
 from builders.repository import render_repository, write_release
 from contract.command import Failure, UsageError, run_command
 from contract.files import read_json, sha256_of, write_bytes
@@ -107,6 +108,7 @@ def build(options: Build) -> None:
         tokenizer_json=checkpoint.tokenizer.to_str().encode(),
         labels=checkpoint.labels,
         write_engine=write_engine,
+        make_probes=lambda parity: make_probes(checkpoint, texts, parity),
         engine="onnxruntime fp32",
         max_length=checkpoint.max_length,
         checkpoint_sha256=digest,

@@ -22,6 +22,7 @@ from contract.files import write_bytes
 from contract.tensors import (
     ATTENTION_MASK,
     BUCKET_LENGTHS,
+    CANDIDATE,
     CLASSIFIER,
     ENGINE,
     INPUT_IDS,
@@ -100,8 +101,17 @@ def cpu_engine_config() -> dict[str, Any]:
 
 def classifier_config() -> dict[str, Any]:
     """The ensemble that clients call. Its pins and its labels file name the version that serves."""
+    return _ensemble_config(CLASSIFIER)
+
+
+def candidate_config() -> dict[str, Any]:
+    """The same once more, for a canary's share of the requests: pinned to the candidate, or to what serves without one."""
+    return _ensemble_config(CANDIDATE)
+
+
+def _ensemble_config(name: str) -> dict[str, Any]:
     return {
-        "name": CLASSIFIER,
+        "name": name,
         "platform": "ensemble",
         "max_batch_size": MAX_BATCH_SIZE,
         "input": [_TEXT],
@@ -130,6 +140,7 @@ CONFIGS = {
     f"{ENGINE}/config.pbtxt": tensorrt_engine_config,
     f"{ENGINE}/configs/cpu.pbtxt": cpu_engine_config,
     f"{CLASSIFIER}/config.pbtxt": classifier_config,
+    f"{CANDIDATE}/config.pbtxt": candidate_config,
 }
 """Where each config lies in a repository."""
 

@@ -83,16 +83,18 @@ class Classifier:
         self.close()
 
 
-def connect(url: str, protocol: ProtocolName = "grpc", *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Classifier:
+def connect(
+    url: str, protocol: ProtocolName = "grpc", *, timeout_s: float = DEFAULT_TIMEOUT_S, model: str = CLASSIFIER
+) -> Classifier:
     """A client of the server at `url` ("host:port"; Triton listens on 8001 for gRPC, on 8000 for HTTP).
 
-    Nothing is sent yet. Raises ValueError for an unknown protocol or a time-out that is not above 0.
+    `model` is the ensemble that is asked. Nothing is sent yet. Raises ValueError for an unknown protocol or a time-out that is not above 0.
     """
     if protocol not in TRANSPORTS:
         raise ValueError(f"protocol is {protocol!r}; use one of {', '.join(TRANSPORTS)}")
     if not timeout_s > 0:
         raise ValueError(f"timeout_s is {timeout_s}; it must be above 0")
-    return Classifier(TRANSPORTS[protocol](url, timeout_s))
+    return Classifier(TRANSPORTS[protocol](url, timeout_s, model))
 
 
 def _predictions(texts: Sequence[str], answer: Answer) -> Iterator[Prediction]:

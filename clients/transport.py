@@ -42,8 +42,8 @@ class Transport(Protocol):
 class GrpcTransport:
     """gRPC; one HTTP/2 connection, kept open."""
 
-    def __init__(self, url: str, timeout_s: float) -> None:
-        self.url, self.timeout_s = url, timeout_s
+    def __init__(self, url: str, timeout_s: float, model: str = CLASSIFIER) -> None:
+        self.url, self.timeout_s, self.model = url, timeout_s, model
         with _translated(url, timeout_s):
             self._client = tritonclient.grpc.InferenceServerClient(url)
 
@@ -55,13 +55,13 @@ class GrpcTransport:
         ]
         tensor = tritonclient.grpc.InferInput(TEXT, list(texts.shape), "BYTES").set_data_from_numpy(texts)
         with _translated(self.url, self.timeout_s):
-            result = self._client.infer(CLASSIFIER, [tensor], outputs=requested, client_timeout=self.timeout_s)
+            result = self._client.infer(self.model, [tensor], outputs=requested, client_timeout=self.timeout_s)
         return _arrays(result)
 
     def ready(self) -> bool:
         """See `Transport.ready`."""
         with _translated(self.url, self.timeout_s):
-            return bool(self._client.is_model_ready(CLASSIFIER, client_timeout=self.timeout_s))
+            return bool(self._client.is_model_ready(self.model, client_timeout=self.timeout_s))
 
     def close(self) -> None:
         """See `Transport.close`."""
@@ -74,8 +74,8 @@ class GrpcTransport:
 class HttpTransport:
     """HTTP with binary tensors; one keep-alive connection."""
 
-    def __init__(self, url: str, timeout_s: float) -> None:
-        self.url, self.timeout_s = url, timeout_s
+    def __init__(self, url: str, timeout_s: float, model: str = CLASSIFIER) -> None:
+        self.url, self.timeout_s, self.model = url, timeout_s, model
         with _translated(url, timeout_s):
             self._client = tritonclient.http.InferenceServerClient(
                 url, connection_timeout=min(CONNECT_TIMEOUT_S, timeout_s), network_timeout=timeout_s
@@ -89,13 +89,13 @@ class HttpTransport:
         ]
         tensor = tritonclient.http.InferInput(TEXT, list(texts.shape), "BYTES").set_data_from_numpy(texts)
         with _translated(self.url, self.timeout_s):
-            result = self._client.infer(CLASSIFIER, [tensor], outputs=requested)
+            result = self._client.infer(self.model, [tensor], outputs=requested)
         return _arrays(result)
 
     def ready(self) -> bool:
         """See `Transport.ready`."""
         with _translated(self.url, self.timeout_s):
-            return bool(self._client.is_model_ready(CLASSIFIER))
+            return bool(self._client.is_model_ready(self.model))
 
     def close(self) -> None:
         """See `Transport.close`."""

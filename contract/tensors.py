@@ -12,6 +12,7 @@ ENGINE = "bert_engine"
 CLASSIFIER = "bert_classifier"
 CANDIDATE = "bert_candidate"  # a second ensemble of the same shape, which a canary's share of the requests goes to
 STEPS = (TOKENIZER, ENGINE)
+ENSEMBLES = (CLASSIFIER, CANDIDATE)
 
 TEXT = "TEXT"  # BYTES [B, 1], UTF-8
 INPUT_IDS = "input_ids"  # INT32 [B, T]

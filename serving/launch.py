@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from contract.command import UsageError
-from contract.tensors import CLASSIFIER
+from contract.tensors import ENSEMBLES
 from serving.state import CONTROL_HEADER
 
 CLOSED_TO_CLIENTS = ("shared-memory", "model-config", "model-repository", "statistics", "trace", "logging")
@@ -101,12 +101,12 @@ def server_arguments(
     token: str,
     shm_prefix: str,
 ) -> list[str]:
-    """tritonserver's command line: explicit model control, closed to clients; nothing but the ensemble loaded."""
+    """tritonserver's command line: explicit model control, closed to clients; nothing but the ensembles and their steps loaded."""
     closed = ",".join(CLOSED_TO_CLIENTS)
     arguments = [
         f"--model-repository={repository}",
         "--model-control-mode=explicit",
-        f"--load-model={CLASSIFIER}",
+        *(f"--load-model={ensemble}" for ensemble in ENSEMBLES),
         "--disable-auto-complete-config",
         f"--http-address={address}",
         f"--http-port={http_port}",
