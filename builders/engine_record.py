@@ -25,7 +25,7 @@ class EngineRecord:
     parity: dict[str, Any]
     """How far the engine is from its checkpoint, with the bounds (`builders.parity.Parity` as a dict)."""
     accuracy: dict[str, Any] = field(default_factory=dict)
-    """Task accuracy beside the checkpoint's (`builders.accuracy.Accuracy` as a dict); empty where the engine cannot run here."""
+    """Task accuracy beside the checkpoint's (`builders.accuracy.Accuracy` as a dict); empty where it cannot run here."""
     hardware: dict[str, Any] = field(default_factory=dict)
     """What the engine was built for or measured on: CPU flags, or GPU name, compute capability and driver."""
     profiles: list[dict[str, Any]] = field(default_factory=list)

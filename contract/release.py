@@ -95,7 +95,9 @@ def read_manifest(folder: Path) -> Manifest:
     names = {field.name for field in dataclasses.fields(Manifest)}
     if not isinstance(value, dict) or set(value) != names or value["schema"] != SCHEMA:
         found = f" (it says schema {value['schema']!r})" if isinstance(value, dict) and "schema" in value else ""
-        raise UsageError(f"{folder / MANIFEST_FILE} is not a release manifest of schema {SCHEMA}{found}; build the release again")
+        raise UsageError(
+            f"{folder / MANIFEST_FILE} is not a release manifest of schema {SCHEMA}{found}; build the release again"
+        )
     manifest = Manifest(**value)
     found = hash_files(folder)
     different = sorted(path for path in set(found) | set(manifest.files) if found.get(path) != manifest.files.get(path))
