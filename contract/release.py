@@ -94,9 +94,9 @@ def read_manifest(folder: Path) -> Manifest:
     value = read_json(folder / MANIFEST_FILE)
     names = {field.name for field in dataclasses.fields(Manifest)}
     if not isinstance(value, dict) or set(value) != names or value["schema"] != SCHEMA:
-        found = f" (it says schema {value['schema']!r})" if isinstance(value, dict) and "schema" in value else ""
+        said = f" (it says schema {value['schema']!r})" if isinstance(value, dict) and "schema" in value else ""
         raise UsageError(
-            f"{folder / MANIFEST_FILE} is not a release manifest of schema {SCHEMA}{found}; build the release again"
+            f"{folder / MANIFEST_FILE} is not a release manifest of schema {SCHEMA}{said}; build the release again"
         )
     manifest = Manifest(**value)
     found = hash_files(folder)
