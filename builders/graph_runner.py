@@ -1,7 +1,7 @@
 """A typed graph run on the CPU as a GPU would round it: how a plan's numbers are known before there is a GPU.
 
-ONNX Runtime has few kernels for FP16 and none for BF16 on a CPU. So everything is computed in FP32, and what the graph holds in a
-half type is rounded to that type each time it is made: as a GPU does, whose matrix products sum in FP32 and store in half.
+ONNX Runtime has few kernels for FP16 and none for BF16 on a CPU. So everything is computed in FP32, and what the graph holds in
+a half type is rounded to that type each time it is made: as a GPU does, whose matrix products sum in FP32 and store in half.
 Q and DQ stay two operators; ONNX Runtime would make integer products of them, which round by the processor's rules.
 
 Shapes: B batch, T tokens, C classes.

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, get_args
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -27,8 +27,6 @@ from training.bert import BertForSequenceClassification
 OPSET = 20  # the first with Gelu; LayerNormalization came in 17, FP8 in 19
 IR_VERSION = 10
 
-Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
-PRECISIONS: tuple[str, ...] = get_args(Precision)
 COMPUTE_TYPES: dict[str, int] = {
     "fp32": TensorProto.FLOAT,
     "fp16": TensorProto.FLOAT16,
@@ -37,6 +35,7 @@ COMPUTE_TYPES: dict[str, int] = {
     "fp8": TensorProto.FLOAT16,
 }
 """What is neither quantised nor a reduction, by precision."""
+PRECISIONS = tuple(COMPUTE_TYPES)
 
 _DTYPES: dict[int, Any] = {
     TensorProto.FLOAT: np.float32,
@@ -59,7 +58,7 @@ Array = npt.NDArray[Any]
 class Typing:
     """In which types a graph computes."""
 
-    precision: Precision = "fp32"
+    precision: str = "fp32"
     ranges: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Of int8 and fp8: the largest magnitude that enters a linear layer, by the layer's module path. Unnamed layers stay in the
     compute type."""

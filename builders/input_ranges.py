@@ -1,33 +1,35 @@
-"""Measure what enters each linear layer: the ranges that int8 and fp8 plans are quantised with.
+"""What enters each linear layer: the ranges that int8 and fp8 plans are quantised with.
 
-    python -m builders.input_ranges build/merged --texts train.txt --output build/ranges.json
+    python -m builders.input_ranges build/merged --precision int8 --output build/ranges.json
 
-The texts must be training texts: ranges taken from the rows that the gate judges by would flatter the engine. The range is the
-largest magnitude, which loses nothing to clipping; fp8 wants that, int8 often does better below it, so `--percentile` cuts the
-few largest, and a layer that is not in the file stays in FP16.
+The texts are the training part's, never the rows that the gate judges by, which would flatter the engine. Ranges are observed
+at several percentiles; the one whose quantised graph is nearest to the checkpoint on the validation part is taken. A TensorRT
+build does this by itself; a file is for seeing and changing it: a layer that is taken out of it stays in FP16.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 import numpy as np
-import torch
 import tyro
 from tqdm import tqdm
 
-from builders.plan_lengths import read_texts
+from builders.calibration import Calibration, read_calibration
+from builders.graph_runner import graph_engine
+from builders.graph_writer import Typing
+from builders.parity import answer_texts, make_reference
+from builders.ranges import PERCENTILES, observe_ranges, product_inputs
+from builders.standard_graph import standard_onnx
 from contract.command import UsageError, run_command
 from contract.files import read_json, write_json
-from training.batches import Encoded, collate, encode, plan_batches
-from training.bert import BertForSequenceClassification
-from training.checkpoint import load_checkpoint
+from training.batches import encode
+from training.checkpoint import Checkpoint, load_checkpoint
 
-TOKENS_PER_BATCH = 2048
+Eight = Literal["int8", "fp8"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,48 +38,47 @@ class InputRanges:
 
     checkpoint: Annotated[Path, tyro.conf.Positional]
     """Merged checkpoint folder, of training.merge."""
-    texts: Path
-    """Training texts: one a line, or .jsonl rows with a "text"."""
     output: Path
     """JSON file to write: {layer: range}."""
-    rows: int = 512
-    """Texts to use, from the beginning of the file, at least 1."""
-    percentile: float = 100.0
-    """Share of each batch's numbers that the range holds, percent, above 50; the largest batch decides."""
+    precision: Eight = "int8"
+    """What the ranges are for: int8 has even steps and likes a cut, fp8 has fine ones near zero."""
+    texts: Path | None = None
+    """Training texts, .jsonl or .csv with a "text" or one a line, where the data of training is gone."""
+    rows: int = 256
+    """Texts to observe, and as many that choose the percentile, at least 2."""
 
     def __post_init__(self) -> None:
-        if self.rows < 1:
-            raise UsageError(f"--rows is {self.rows}; it must be at least 1")
-        if not 50 < self.percentile <= 100:
-            raise UsageError(f"--percentile is {self.percentile}; it must be above 50 and at most 100")
+        if self.rows < 2:
+            raise UsageError(f"--rows is {self.rows}; it must be at least 2")
 
 
-@torch.inference_mode()
-def measure_ranges(model: BertForSequenceClassification, texts: Encoded, *, percentile: float = 100.0) -> dict[str, float]:
-    """The range of what enters each linear layer of the encoder, by module path; padding does not count."""
-    ranges: dict[str, float] = {}
-    seen: dict[str, Any] = {}
+@dataclass(frozen=True)
+class Observed:
+    """The ranges that were taken, and the mean error of a logit on the validation part at each percentile."""
 
-    def note(path: str, _: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        given = inputs[0]  # [B, Q, in]; Q is 1 for the last layer's first token
-        mask = seen["mask"]
-        real = given if mask is None or given.shape[1] != mask.shape[1] else given[mask != 0]
-        magnitudes = real.abs().float().numpy().ravel()
-        found = float(magnitudes.max() if percentile == 100 else np.percentile(magnitudes, percentile))
-        ranges[path] = max(ranges.get(path, 0.0), found)
+    ranges: dict[str, float]
+    percentile: str
+    errors: dict[str, float]
 
-    linears = {path: module for path, module in model.bert.encoder.named_modules() if isinstance(module, torch.nn.Linear)}
-    hooks = [module.register_forward_pre_hook(partial(note, f"bert.encoder.{path}")) for path, module in linears.items()]
-    try:
-        plan = plan_batches(texts.lengths, tokens_per_batch=TOKENS_PER_BATCH, shuffle_seed=None)
-        for rows in tqdm(plan, desc="calibrating", unit="batches", mininterval=0.5):
-            batch = collate(texts, rows, pad_token_id=model.config.pad_token_id)
-            seen["mask"] = batch.attention_mask
-            model(batch.input_ids, batch.attention_mask)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return ranges
+
+def choose_ranges(checkpoint: Checkpoint, precision: str, calibration: Calibration) -> Observed:
+    """Observe, quantise at every percentile, and take the nearest. Raises UsageError when there are no texts."""
+    if not calibration.texts or not calibration.validation:
+        raise UsageError(f"{precision} is calibrated on texts, and there are none; pass training texts by --texts FILE")
+    exact = standard_onnx(checkpoint.model)
+    seen = make_reference(checkpoint.model, encode(checkpoint.tokenizer, calibration.texts, []))
+    judge = make_reference(checkpoint.model, encode(checkpoint.tokenizer, calibration.validation, []))
+    products = product_inputs(exact)
+    candidates = {
+        name: {node.removesuffix(".matmul"): max(abs(limit) for limit in found[tensor]) for node, tensor in products.items()}
+        for name, found in observe_ranges(exact, [(ids, mask) for _, ids, mask in seen.batches]).items()
+    }
+    errors = {}
+    for name in tqdm(PERCENTILES, desc="percentiles", mininterval=0.5):
+        engine = graph_engine(standard_onnx(checkpoint.model, Typing(precision, candidates[name])))
+        errors[name] = float(np.abs(answer_texts(engine, judge, title=name) - judge.logits).mean())
+    best = min(errors, key=errors.__getitem__)
+    return Observed(candidates[best], best, errors)
 
 
 def read_ranges(path: Path) -> Mapping[str, float]:
@@ -91,11 +92,13 @@ def read_ranges(path: Path) -> Mapping[str, float]:
 def write_ranges(options: InputRanges) -> None:
     """Run the command; see the module docstring."""
     checkpoint = load_checkpoint(options.checkpoint)
-    texts = read_texts(options.texts)[: options.rows]
-    ranges = measure_ranges(checkpoint.model, encode(checkpoint.tokenizer, texts, []), percentile=options.percentile)
-    write_json(options.output, ranges)
-    low, high = min(ranges.values()), max(ranges.values())
-    print(f"{len(ranges)} layers over {len(texts)} texts, ranges from {low:.3g} to {high:.3g}: {options.output}")
+    calibration = read_calibration(checkpoint, options.texts, rows=options.rows)
+    found = choose_ranges(checkpoint, options.precision, calibration)
+    write_json(options.output, found.ranges)
+    for name, error in found.errors.items():
+        print(f"{name:>8} %: logits off by {error:.4g} on average" + (", taken" if name == found.percentile else ""))
+    low, high = min(found.ranges.values()), max(found.ranges.values())
+    print(f"{len(found.ranges)} layers, ranges from {low:.3g} to {high:.3g}, of {calibration.origin}: {options.output}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 A text of n tokens is padded to the smallest chosen length that holds it. More lengths mean less padding, and each is one more
 profile of a TensorRT engine and one more queue in which requests wait for company. So the number is given and the lengths are
-chosen: for rising candidates c(1) < ... < c(m), the best way to hold all texts up to c(j) with k lengths, the last of them c(j),
+chosen. For rising candidates c(1) < ... < c(m), the least cost of all texts up to c(j) with k lengths, the last one c(j), is
 
     best(k, j) = min over i < j of best(k - 1, i) + cost(c(j)) x texts in (c(i), c(j)]
 

@@ -2,9 +2,9 @@
 
     python -m builders.plan_lengths texts.txt --tokenizer build/merged --buckets 4 --output build/lengths.json
 
-Texts: one a line, or a .jsonl file with a "text" in each row. Give the file to `python -m builders.build --engine tensorrt`, and
-its lengths to the tokenizer step (docs/tensorrt.md). `--cost measured` times the graph of this model's shape here, `linear`
-counts tokens; `--table` takes seconds that another machine measured, as {"16": 0.0011, "32": 0.0019, "64": 0.0041}.
+Texts: one a line, or .jsonl or .csv with a "text". Give the plan to `python -m builders.build --engine tensorrt`, and its
+lengths to the tokenizer step (docs/tensorrt.md). `--cost measured` times the graph of this model's shape here, `linear` counts
+tokens; `--table` takes seconds a text that another machine measured, as {"16": 0.0011, "32": 0.0019, "64": 0.0041}.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 import onnxruntime
 import tyro
 
+from builders.calibration import read_texts
 from builders.lengths import (
     Cost,
     LengthPlan,
@@ -32,7 +33,7 @@ from builders.lengths import (
 )
 from builders.standard_graph import standard_onnx
 from contract.command import UsageError, run_command
-from contract.files import read_json, read_json_lines, write_json
+from contract.files import read_json, write_json
 from contract.tensors import ATTENTION_MASK, BUCKET_LENGTHS, INPUT_IDS, MAX_BATCH_SIZE
 from training.batches import encode
 from training.bert import BertForSequenceClassification
@@ -49,7 +50,7 @@ class PlanLengths:
     """Choose the lengths that texts are padded to."""
 
     texts: Annotated[Path, tyro.conf.Positional]
-    """Texts as they will be served: one a line, or .jsonl rows with a "text"."""
+    """Texts as they will be served: one a line, or .jsonl or .csv with a "text"."""
     output: Path | None = None
     """JSON file to write; without it the plan is only printed."""
     tokenizer: str = EMBEDDED
@@ -79,26 +80,6 @@ class PlanLengths:
             raise UsageError(f"--table holds measured costs, --cost is {self.cost}; leave one of them out")
 
 
-def read_texts(path: Path) -> list[str]:
-    """The texts of a file. Raises UsageError for one without any, or with a row that has none."""
-    if path.suffix == ".jsonl":
-        rows = list(read_json_lines(path))
-        wrong = [
-            number for number, row in enumerate(rows, 1) if not (isinstance(row, dict) and isinstance(row.get("text"), str))
-        ]
-        if wrong:
-            raise UsageError(f'{path} line {wrong[0]} has no "text"')
-        texts = [row["text"] for row in rows]
-    else:
-        try:
-            texts = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"cannot read {path}: {error}") from error
-    if not texts:
-        raise UsageError(f"{path} holds no texts")
-    return texts
-
-
 def read_table(path: Path) -> dict[int, float]:
     """Seconds of a text by tokens. Raises UsageError for anything else."""
     value = read_json(path)
@@ -123,9 +104,11 @@ def time_model(config: BertConfig, lengths: Sequence[int]) -> dict[int, float]:
     return measure_costs(run, lengths, rounds=TIMED_ROUNDS)
 
 
-def plan_lengths(options: PlanLengths) -> LengthPlan:
+def plan_lengths(options: PlanLengths) -> None:
     """Run the command; see the module docstring."""
     texts = read_texts(options.texts)
+    if not texts:
+        raise UsageError(f"{options.texts} holds no texts")
     base = find_base(options.tokenizer)
     config = BertConfig.from_dict(read_json(base / "config.json"))
     if options.max_length > config.max_position_embeddings:
@@ -144,7 +127,6 @@ def plan_lengths(options: PlanLengths) -> LengthPlan:
     if options.output:
         write_json(options.output, plan_record(plan, best_batch=options.best_batch, max_batch=MAX_BATCH_SIZE))
         print(f"wrote {options.output}")
-    return plan
 
 
 def _cost(options: PlanLengths, config: BertConfig) -> Cost:
@@ -157,8 +139,8 @@ def _cost(options: PlanLengths, config: BertConfig) -> Cost:
         table = time_model(config, sorted(set(spread.tolist())))
     curve = fit_curve(table)
     print(
-        f"a text of T tokens costs {curve.overhead * 1e3:.3g} + {curve.linear * 1e3:.3g} T + {curve.attention * 1e3:.3g} T^2 ms, "
-        f"within {curve.scaled_error(table):.0%} of the timings"
+        f"a text of T tokens costs {curve.overhead * 1e3:.3g} + {curve.linear * 1e3:.3g} T + {curve.attention * 1e3:.3g} T^2 "
+        f"ms, within {curve.scaled_error(table):.0%} of the timings"
     )
     return curve
 
@@ -184,6 +166,4 @@ def print_plan(plan: LengthPlan, single: LengthPlan, today: LengthPlan) -> None:
 
 
 if __name__ == "__main__":
-    run_command(
-        lambda: plan_lengths(tyro.cli(PlanLengths, prog="python -m builders.plan_lengths", description=__doc__)) and None
-    )
+    run_command(lambda: plan_lengths(tyro.cli(PlanLengths, prog="python -m builders.plan_lengths", description=__doc__)))

@@ -23,16 +23,15 @@ from contract.tensors import ATTENTION_MASK, INPUT_IDS, LOGITS
 _TYPES = {"FLOAT": torch.float32, "INT32": torch.int32}
 
 
-def choose_profile(profiles: Sequence[Profile], shapes: Mapping[str, Sequence[int]]) -> int:
-    """The number of the first profile that holds these shapes. Raises Failure when none does."""
+def find_profile(profiles: Sequence[Profile], shapes: Mapping[str, Sequence[int]]) -> int | None:
+    """The number of the first profile that holds these shapes; None when none does."""
     for number, profile in enumerate(profiles):
         if all(
             all(a <= x <= b for a, x, b in zip(profile.shapes[name][0], shape, profile.shapes[name][2], strict=True))
             for name, shape in shapes.items()
         ):
             return number
-    given = {name: list(shape) for name, shape in shapes.items()}
-    raise Failure(f"no profile of the plan holds {given}; they are {[profile.as_json() for profile in profiles]}")
+    return None
 
 
 def plan_engine(engine: Any, profiles: Sequence[Profile]) -> Engine:
@@ -49,7 +48,9 @@ def plan_engine(engine: Any, profiles: Sequence[Profile]) -> Engine:
     def run(ids: Int32, mask: Int32) -> Float32:
         feed = pack(ids, mask) if packed else {INPUT_IDS: ids, ATTENTION_MASK: mask}
         stream = torch.cuda.current_stream()
-        number = choose_profile(profiles, {name: array.shape for name, array in feed.items()})
+        number = find_profile(profiles, {name: array.shape for name, array in feed.items()})
+        if number is None:
+            raise Failure(f"no profile of the plan holds { ({name: list(array.shape) for name, array in feed.items()}) }")
         if not context.set_optimization_profile_async(number, stream.cuda_stream):
             raise Failure(f"TensorRT does not switch to profile {number}")
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)).cuda() for name, array in feed.items()}
