@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import onnx
 import torch
@@ -30,7 +30,6 @@ from training.bert import BertForSequenceClassification
 EngineName = Literal["onnxruntime", "openvino", "torch", "tensorrt", "auto"]
 Precision = Literal["fp32", "bf16", "fp16", "int8", "fp8"]
 
-TENSORRT_PRECISIONS = get_args(Precision)
 LONGEST_BATCH = 1024  # rows of a call that the exported torch program is told to expect at most
 
 

@@ -10,6 +10,7 @@ trained model: the number of classes is -1, versions and labels belong to the de
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -159,7 +160,7 @@ def _ensemble_config(name: str) -> dict[str, Any]:
     }
 
 
-CONFIGS = {
+CONFIGS: dict[str, Callable[[], dict[str, Any]]] = {
     f"{TOKENIZER}/config.pbtxt": tokenizer_config,
     f"{ENGINE}/config.pbtxt": tensorrt_engine_config,
     f"{ENGINE}/configs/cpu.pbtxt": cpu_engine_config,
