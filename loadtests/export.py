@@ -2,7 +2,9 @@
 
     python -m loadtests.export loadtests/scenarios/steady.toml --output build/perf_analyzer.json --url 127.0.0.1:8001
 
-perf_analyzer needs the input data and the shape said for a string input of variable size; the printed command says both.
+perf_analyzer needs the input data and the shape said for a string input of variable size; the printed command says both. It
+also reads the model's configuration and statistics, for which a server of ours wants its operator's token: with --repository
+the command reads it out of that folder when it runs.
 """
 
 from __future__ import annotations
@@ -19,7 +21,10 @@ from contract.command import UsageError, run_command
 from contract.files import write_json
 from contract.tensors import CLASSIFIER, TEXT
 from loadtests.measure import read_requests
+from loadtests.operator import CONTROL_HEADER, STATE_FILE
 from loadtests.scenario import Scenario, read_scenario
+
+READ_OUT = 'import json, sys; print(json.load(open(sys.argv[1]))["control_token"])'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +37,8 @@ class Export:
     """Input-data JSON to write."""
     url: str = "127.0.0.1:8001"
     """host:port of gRPC."""
+    repository: Path | None = None
+    """Served repository, whose operator's token perf_analyzer is to bring along."""
     texts: Path | None = None
     """Take these texts and not the scenario's."""
 
@@ -61,7 +68,11 @@ def main(options: Export) -> None:
     if scenario.load.shape != "constant":
         raise UsageError(f"load.shape is {scenario.load.shape}; perf_analyzer knows constant load alone")
     write_json(options.output, input_data(read_requests(scenario)))
-    print(shlex.join(command_of(scenario, data=options.output, url=options.url)))
+    command = shlex.join(command_of(scenario, data=options.output, url=options.url))
+    if options.repository is not None:
+        print(f"TOKEN=$(python -c '{READ_OUT}' {shlex.quote(str(options.repository / STATE_FILE))})")
+        command += f' -H "triton-grpc-protocol-{CONTROL_HEADER}:$TOKEN"'
+    print(command)
 
 
 if __name__ == "__main__":

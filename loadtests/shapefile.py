@@ -17,16 +17,6 @@ REPORT_S = 3.0
 """Workers tell the master their figures so often: what came in this long before a reset may be told after it."""
 
 
-def users_at(scenario: Scenario, second: float) -> int | None:
-    """Users at a time since the start, the warm-up at the first level included; None when the test is over."""
-    after = second - scenario.warmup_s - REPORT_S
-    for seconds, share in scenario.load.levels(scenario.duration_s):
-        if after < seconds:
-            return max(1, round(share * scenario.load.users))
-        after -= seconds
-    return None
-
-
 class ScenarioShape(LoadTestShape):
     """Follows `--scenario`; the figures of the warm-up are thrown away."""
 
@@ -41,9 +31,10 @@ class ScenarioShape(LoadTestShape):
             raise RuntimeError("this file is for the locust command, which parses its options")
         if self._scenario is None:
             self._scenario = read_scenario(Path(self.runner.environment.parsed_options.scenario))
-        second = self.get_run_time()  # type: ignore[no-untyped-call]
-        if not self._warm and second >= self._scenario.warmup_s + REPORT_S:
+        scenario = self._scenario
+        second = self.get_run_time() - scenario.warmup_s - REPORT_S  # type: ignore[no-untyped-call]
+        if not self._warm and second >= 0:
             self.runner.stats.reset_all()
             self._warm = True
-        users = users_at(self._scenario, second)
+        users = scenario.load.users_at(second, scenario.duration_s)
         return None if users is None else (users, float(users))
