@@ -138,9 +138,15 @@ async def run_bounded(send: Send, requests: Requests, scenario: Scenario, probe:
 
 
 def served_labels(repository: Path, texts: Sequence[str]) -> list[str]:
-    """The label that a deployment gives to each text. Raises `Failure` as `run_trial` does."""
-    with served(repository) as operator, connect(operator.grpc_url) as classifier:
-        try:
+    """The label that a deployment gives to each text. Raises `Failure` when it does not start, or does not answer."""
+    with served(repository) as operator:
+        return labels_of(operator.grpc_url, texts)
+
+
+def labels_of(url: str, texts: Sequence[str]) -> list[str]:
+    """The label that the classifier at `url` gives to each text. Raises `Failure` when it does not answer."""
+    try:
+        with connect(url) as classifier:
             return [prediction.label for prediction in classifier.classify(texts)]
-        except ClassifierError as error:
-            raise Failure(f"{repository} does not answer: {type(error).__name__}: {error}") from error
+    except ClassifierError as error:
+        raise Failure(f"{url}: {type(error).__name__}: {error}") from error

@@ -30,6 +30,7 @@ from loadtests.scenario import Load, Scenario
 from loadtests.stages import StagesOptions
 from loadtests.stages import main as stages_main
 from loadtests.target import GrpcTarget
+from loadtests.trial import labels_of
 from tests.clients.sockets import closed_url
 from tests.served import deployed, serving
 from tests.tiny import tiny_texts
@@ -44,6 +45,12 @@ def execute(self, requests):
     return _execute(self, requests)
 TritonPythonModel.execute = execute
 """
+
+
+@pytest.fixture(autouse=True)
+def _short_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That it is measured matters here, and not how well."""
+    monkeypatch.setattr("loadtests.ceiling.DURATION_S", 0.5)
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +106,14 @@ def test_a_wrong_token_is_refused_by_the_server(operator: Operator) -> None:
 def test_without_a_server_the_measurement_fails_before_it_begins(scenario: Scenario) -> None:
     with pytest.raises(Failure, match="Unavailable"):
         measure(scenario, url=closed_url(), operator=None, name="tiny")
+
+
+def test_the_labels_of_texts_are_the_classifiers(operator: Operator) -> None:
+    rows = tiny_texts(40)
+    labels = labels_of(operator.grpc_url, [text for text, _ in rows])
+    assert sum(label == kind for label, (_, kind) in zip(labels, rows, strict=True)) > 30
+    with pytest.raises(Failure, match="Unavailable"):
+        labels_of(closed_url(), ["a"])
 
 
 def test_a_repository_that_is_not_served_has_no_operator(tmp_path: Path) -> None:
