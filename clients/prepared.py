@@ -11,7 +11,7 @@ from tritonclient.grpc import service_pb2
 
 from clients.errors import ServerError
 from clients.payload import encode_texts
-from clients.transport import ALL_CLASSES
+from clients.wire import ALL_CLASSES
 from contract.tensors import CLASSIFIER, LOGITS, RELEASE, TEXT, TRUNCATED
 
 INFER_METHOD = "/inference.GRPCInferenceService/ModelInfer"

@@ -22,7 +22,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from clients.transport import ProtocolName
+from clients.wire import ProtocolName
 from contract.command import Failure, UsageError, run_command
 from contract.files import read_json, write_json
 from loadtests.measure import read_requests

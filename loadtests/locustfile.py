@@ -27,7 +27,7 @@ from locust.env import Environment
 from locust.runners import WorkerRunner
 
 from clients import Classifier, ClassifierError, Prediction, connect
-from clients.transport import ProtocolName
+from clients.wire import ProtocolName
 from contract.command import UsageError
 from contract.files import write_json
 from loadtests.measure import read_requests

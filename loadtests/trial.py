@@ -27,6 +27,9 @@ from loadtests.result import MAX_CPU_SHARE, summarise
 from loadtests.scenario import Scenario
 from loadtests.target import GrpcTarget
 
+LABELS_TIMEOUT_S = 600.0
+"""For all texts of a search together, on a slow engine."""
+
 
 @dataclass(frozen=True)
 class Broken:
@@ -146,7 +149,7 @@ def served_labels(repository: Path, texts: Sequence[str]) -> list[str]:
 def labels_of(url: str, texts: Sequence[str]) -> list[str]:
     """The label that the classifier at `url` gives to each text. Raises `Failure` when it does not answer."""
     try:
-        with connect(url) as classifier:
+        with connect(url, timeout_s=LABELS_TIMEOUT_S) as classifier:
             return [prediction.label for prediction in classifier.classify(texts)]
     except ClassifierError as error:
         raise Failure(f"{url}: {type(error).__name__}: {error}") from error
