@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
-import os
-import signal
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import psutil
 import pytest
 
 from contract.command import Failure, UsageError
 from contract.files import read_json, write_json_lines
 from contract.tensors import TOKENIZER
 from loadtests.ceiling import NULL_MODEL
-from loadtests.closed import run_closed
 from loadtests.locust_run import LocustRun
 from loadtests.locust_run import main as locust_main
-from loadtests.measure import measure, read_requests
-from loadtests.open import run_open
+from loadtests.measure import measure
 from loadtests.operator import Operator, read_operator
-from loadtests.record import Recording, run_precisely
 from loadtests.scenario import Load, Scenario
 from loadtests.stages import StagesOptions
 from loadtests.stages import main as stages_main
-from loadtests.target import GrpcTarget
 from loadtests.trial import labels_of
 from tests.clients.sockets import closed_url
 from tests.served import deployed, serving
@@ -119,35 +110,6 @@ def test_the_labels_of_texts_are_the_classifiers(operator: Operator) -> None:
 def test_a_repository_that_is_not_served_has_no_operator(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"is not served: it has no \.server\.json"):
         read_operator(tmp_path)
-
-
-def test_a_server_frozen_for_two_seconds_shows_in_the_open_loop_and_not_in_the_closed_one(
-    repository: Path, operator: Operator, scenario: Scenario
-) -> None:
-    server = next(child for child in psutil.Process(operator.pid).children() if "tritonserver" in child.name())
-    requests = read_requests(scenario)
-
-    async def freeze() -> None:
-        await asyncio.sleep(1)
-        os.kill(server.pid, signal.SIGSTOP)
-        try:
-            await asyncio.sleep(2)
-        finally:
-            os.kill(server.pid, signal.SIGCONT)
-
-    async def run() -> tuple[Recording, Recording]:
-        async with GrpcTarget(operator.grpc_url, requests, timeout_s=60) as target:
-            open_loop = run_open(target.send, requests, rate=30, arrivals="constant", warmup_s=0, duration_s=6, timeout_s=60)
-            closed_loop = run_closed(target.send, requests, users=1, warmup_s=0, duration_s=6, timeout_s=60)
-            seen, hidden, _ = await asyncio.gather(open_loop, closed_loop, freeze())
-        return seen, hidden
-
-    recordings = run_precisely(run())
-    seen, hidden = ([sample.done_s - sample.intended_s for sample in recording.samples] for recording in recordings)
-    assert not any(sample.error for recording in recordings for sample in recording.samples)
-    assert np.percentile(seen, 99) > 1.5
-    assert max(hidden) > 1.5  # the one request that was under way
-    assert np.percentile(hidden, 99) < 1.0
 
 
 def test_locust_runs_a_scenario_in_many_processes(
