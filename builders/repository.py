@@ -15,11 +15,13 @@ from typing import Any
 
 from builders.engine_record import EngineRecord
 from builders.model_config import render_configs
+from builders.tokenizer_contract import make_contract
 from contract.command import UsageError
 from contract.files import new_folder, sha256_of, write_bytes, write_json
 from contract.probes import Probes
 from contract.release import LABELS_FILE, RELEASE_FILE, Manifest, hash_files, release_id
 from contract.tensors import ENGINE, ENSEMBLES, STEPS, TOKENIZER
+from contract.tokenizer import CONTRACT_FILE
 
 SOURCE = Path(__file__).resolve().parents[1] / "model_repository"
 VERSION = "1"
@@ -65,6 +67,7 @@ def write_release(
             (folder / step).mkdir()
             shutil.copyfile(SOURCE / step / VERSION / "model.py", folder / step / "model.py")
         write_bytes(folder / TOKENIZER / "tokenizer.json", tokenizer_json)
+        write_json(folder / TOKENIZER / CONTRACT_FILE, make_contract(tokenizer_json))
         write_bytes(folder / LABELS_FILE, "".join(f"{label}\n" for label in labels).encode())
         record = write_engine(folder / ENGINE)
         release = release_id(name, hash_files(folder))

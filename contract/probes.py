@@ -9,6 +9,7 @@ another release says. `builders` write the file, `serving` replays it.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,7 @@ class Probes:
             return [f"answered with {shapes[0]} logits, expected {shapes[1]}"]
         found = []
         pairs = list(zip(logits, self.logits, strict=True))
-        off = [max(abs(a - b) if a == a else float("inf") for a, b in zip(*pair, strict=True)) for pair in pairs]
+        off = [max(math.inf if math.isnan(a) else abs(a - b) for a, b in zip(*pair, strict=True)) for pair in pairs]
         worst = max(range(len(off)), key=off.__getitem__)
         if not off[worst] <= self.bound:
             found.append(

@@ -3,7 +3,7 @@
     RELEASE/manifest.json                            this module's `Manifest`
     RELEASE/labels.txt                               one label a line, in the order of the logits
     RELEASE/probes.json                              texts and the answers they must get (`contract.probes`)
-    RELEASE/bert_tokenizer/{model.py, tokenizer.json, release.json}
+    RELEASE/bert_tokenizer/{model.py, tokenizer.json, contract.json, release.json}
     RELEASE/bert_engine/{model.py, engine.json}      and the engine: model.onnx, model.xml + model.bin, model.pt2 or model.plan
 
 `builders` write it, `serving` publishes it. Its id is derived from the hashes of its files.
