@@ -19,9 +19,8 @@ from builders.tensorrt_config import TensorRTConfig, fit_repository, main, read_
 from contract.command import UsageError
 from contract.files import read_json, write_json
 from contract.release import MANIFEST_FILE, Manifest, hash_files
-from contract.tensors import ATTENTION_MASK, ENGINE, ENSEMBLES, INPUT_IDS, TOKENIZER
+from contract.tensors import ATTENTION_MASK, ENGINE, ENSEMBLES, INPUT_IDS, STEPS, TOKENIZER
 from serving.repository import Repository
-from tests.served import deployed
 
 PLAN = b"ftrt" + bytes(range(256)) * 4
 PADDED = [profile.as_json() for profile in padded_profiles([16, 64], best_batch=8)]
@@ -53,7 +52,8 @@ def tensorrt_release(release: Path, target: Path, *, plan: bytes = PLAN, **chang
 
 def said(folder: Path, capsys: pytest.CaptureFixture[str], *, loads: bool, **options: Any) -> str:
     """What the command prints, and whether it ends well."""
-    given = Check(**({"folder": folder, "server": "26.07", "gpu_compute_capability": "8.9"} | options))
+    wanted: dict[str, Any] = {"server": "26.07", "gpu_compute_capability": "8.9"}
+    given = Check(folder=folder, **(wanted | options))
     if loads:
         check(given)
     else:
@@ -168,8 +168,12 @@ def test_a_cpu_release_loads_and_says_what_the_server_needs(release: Path, capsy
 
 def with_version(folder: Path, release: Path, **changes: Any) -> tuple[Path, Path]:
     """(repository, release): a rendered repository with one version of a TensorRT release in it."""
-    made = tensorrt_release(release, folder / "made", **changes)
-    return deployed(folder, made).path, made
+    made, repository = tensorrt_release(release, folder / "made", **changes), folder / "model_repository"
+    render_repository(repository)
+    for step in STEPS:
+        shutil.copytree(made / step, repository / step / "1")
+    shutil.copyfile(made / MANIFEST_FILE, repository / TOKENIZER / "1" / MANIFEST_FILE)
+    return repository, made
 
 
 def test_a_deployed_plan_is_compared_with_its_config(release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -271,7 +275,7 @@ def test_a_folder_that_is_neither_or_has_no_versions_is_refused(tmp_path: Path) 
 )
 def test_wrong_options_name_the_value(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        Check(**({"folder": Path("r"), "server": "26.07"} | options))
+        Check(folder=Path("r"), **{"server": "26.07", **options})
 
 
 def test_the_table_of_facts_is_what_engines_write() -> None:

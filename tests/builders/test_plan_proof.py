@@ -106,7 +106,7 @@ def test_a_packed_profile_holds_as_many_texts_as_its_tokens_allow() -> None:
     assert packed_batch_size(16, 4096) == 64
     profile = packed_profile(128, best_tokens=600, best_batch=8, max_tokens=4096)
     assert profile.shapes == {INPUT_IDS: ((1,), (600,), (4096,)), OFFSETS: ((2,), (9,), (33,))}
-    with pytest.raises(UsageError, match="--packed-tokens is 100"):
+    with pytest.raises(UsageError, match=r"--tensorrt\.packed-tokens is 100"):
         packed_batch_size(128, 100)
 
 
@@ -126,10 +126,10 @@ def test_batches_and_shapes_that_fall_are_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"workspace_mib": 0}, "--workspace-mib is 0"),
-        ({"optimization_level": 6}, "--optimization-level is 6"),
-        ({"hardware_compatibility": "all"}, "--hardware-compatibility is 'all'"),
-        ({"compute_capabilities": ("89",)}, "--compute-capabilities has '89'"),
+        ({"workspace_mib": 0}, r"--tensorrt\.workspace-mib is 0"),
+        ({"optimization_level": 6}, r"--tensorrt\.optimization-level is 6"),
+        ({"hardware_compatibility": "all"}, r"--tensorrt\.hardware-compatibility is 'all'"),
+        ({"compute_capabilities": ("89",)}, r"--tensorrt\.compute-capabilities has '89'"),
     ],
 )
 def test_wrong_settings_name_the_flag_and_the_value(options: dict[str, Any], message: str) -> None:

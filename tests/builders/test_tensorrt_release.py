@@ -104,7 +104,7 @@ def test_a_length_plan_gives_the_profiles(checkpoint: Checkpoint, tmp_path: Path
         ("fp16", "packed", {"lengths": {"lengths": [16], "best_batch": 2}}, "--layout packed pads none"),
         ("fp16", "padded", {"lengths": {"lengths": [8], "best_batch": 2}}, r"reaches to \[8\] tokens, the checkpoint reads 16"),
         ("fp16", "padded", {"lengths": {"best_batch": 2}}, "is no length plan"),
-        ("fp16", "packed", {"packed_tokens": 8}, "--packed-tokens is 8"),
+        ("fp16", "packed", {"packed_tokens": 8}, r"--tensorrt\.packed-tokens is 8"),
         ("fp16", "padded", {"timing_cache": Path("x")}, "keeps no timing cache"),
     ],
 )
@@ -126,11 +126,10 @@ def test_what_does_not_fit_is_refused_before_anything_is_built(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"best_batch": 0}, "--best-batch is 0"),
-        ({"packed_tokens": 0}, "--packed-tokens is 0"),
-        ({"calibration_rows": 1}, "--calibration-rows is 1"),
-        ({"extra_outputs": ("logit",)}, "--extra-outputs has 'logit'"),
-        ({"workspace_mib": 0}, "--workspace-mib is 0"),
+        ({"best_batch": 0}, r"--tensorrt\.best-batch is 0"),
+        ({"packed_tokens": 0}, r"--tensorrt\.packed-tokens is 0"),
+        ({"extra_outputs": ("logit",)}, r"--tensorrt\.extra-outputs has 'logit'"),
+        ({"workspace_mib": 0}, r"--tensorrt\.workspace-mib is 0"),
     ],
 )
 def test_wrong_options_name_the_flag_and_the_value(options: dict[str, Any], message: str) -> None:
@@ -147,7 +146,7 @@ def test_a_graph_of_other_weights_is_no_release(checkpoint: Checkpoint) -> None:
 
 def test_ranges_are_observed_written_and_read_again(checkpoint: Checkpoint, merged: Path, tmp_path: Path) -> None:
     output = tmp_path / "ranges.json"
-    write_ranges(InputRanges(checkpoint=merged, output=output, rows=16))
+    write_ranges(InputRanges(checkpoint=merged, output=output, calibration_rows=16))
     ranges = read_ranges(output)
     layers = [path for path, module in checkpoint.model.bert.encoder.named_modules() if isinstance(module, torch.nn.Linear)]
     assert set(ranges) == {f"bert.encoder.{path}" for path in layers}
@@ -194,10 +193,10 @@ def test_a_plan_takes_no_weights_that_do_not_fit(engine: tuple[Path, EngineRecor
     check_refittable(folder, plan, trt)
     with pytest.raises(UsageError, match=r"the plan is of tensorrt_rtx .*, here is 99\.0; build a new one"):
         check_refittable(folder, plan, SimpleNamespace(__version__="99.0"))
-    with pytest.raises(UsageError, match="was not built --refittable"):
+    with pytest.raises(UsageError, match=r"was not built --tensorrt\.refittable"):
         check_refittable(engine[0], plan, trt)
     (folder / GRAPH_FILE).write_bytes(b"no graph")
-    with pytest.raises(UsageError, match="cannot read .*graph.onnx"):
+    with pytest.raises(UsageError, match=r"cannot read .*graph\.onnx"):
         check_refittable(folder, plan, trt)
     (folder / ENGINE_JSON).write_text(json.dumps({"kind": "onnxruntime"}))
     with pytest.raises(UsageError, match="holds no TensorRT engine"):
@@ -206,7 +205,7 @@ def test_a_plan_takes_no_weights_that_do_not_fit(engine: tuple[Path, EngineRecor
 
 def test_a_build_that_refits_asks_the_same(engine: tuple[Path, EngineRecord], checkpoint: Checkpoint, tmp_path: Path) -> None:
     options = TensorRTOptions(**ADA, refit_from=engine[0])
-    with pytest.raises(UsageError, match="was not built --refittable"):
+    with pytest.raises(UsageError, match=r"was not built --tensorrt\.refittable"):
         write_engine(tmp_path, checkpoint, precision="fp16", layout="padded", options=options)
     old = refittable(engine, tmp_path / "engine")
     with pytest.raises(UsageError, match="has other profiles than are asked for"):

@@ -122,7 +122,7 @@ def test_a_profile_of_other_inputs_is_refused(trt: Any) -> None:
     [
         ({"refittable": True}, 2, "a refittable plan has one profile, not 2"),
         ({"timing_cache": Path("cache")}, 1, "keeps no timing cache"),
-        ({"hardware_compatibility": "ampere_plus"}, 1, "told its GPUs by --compute-capabilities"),
+        ({"hardware_compatibility": "ampere_plus"}, 1, r"told its GPUs by --tensorrt\.compute-capabilities"),
         ({"compute_capabilities": ("9.0",)}, 1, r"has 9\.0; this TensorRT-RTX builds for 7\.5, .*12\.1"),
     ],
 )
@@ -132,7 +132,7 @@ def test_settings_that_tensorrt_rtx_lacks_are_refused(settings: dict[str, Any], 
 
 
 def test_compute_capabilities_are_for_tensorrt_rtx_alone() -> None:
-    with pytest.raises(UsageError, match="is for --module tensorrt_rtx"):
+    with pytest.raises(UsageError, match=r"is for --tensorrt\.module tensorrt_rtx"):
         trt_engine.check_settings(SimpleNamespace(), ADA, profiles=1)
 
 
@@ -215,7 +215,7 @@ def test_a_module_that_is_absent_says_what_to_run(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "tensorrt_rtx_bindings", None)
     with pytest.raises(UsageError, match="pip install tensorrt-rtx-cu13-libs"):
         load_tensorrt("tensorrt_rtx")
-    with pytest.raises(UsageError, match="--module is 'torch'"):
+    with pytest.raises(UsageError, match=r"--tensorrt\.module is 'torch'"):
         load_tensorrt("torch")
 
 
