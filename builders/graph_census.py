@@ -46,6 +46,8 @@ class Census:
 
 def census(model: onnx.ModelProto) -> Census:
     """Count, and find what would fail on TensorRT or in half precision; see `Census.problems`."""
+    if foreign := _foreign(model.graph):  # whose types cannot be inferred
+        return Census({}, {}, 0, 0, 0, foreign)
     graph = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
     types = _types(graph)
     products = Counter(_name(types[node.input[0]]) for node in graph.node if node.op_type in PRODUCTS)
@@ -63,7 +65,7 @@ def census(model: onnx.ModelProto) -> Census:
         quantised,
         sum(len(tensor.raw_data) for tensor in graph.initializer),
         sum(int(np.prod(tensor.dims)) for tensor in graph.initializer if tensor.data_type not in _INTEGERS),
-        [*_foreign(graph), *_wrong_types(graph, types), *_wrong_initializers(graph)],
+        [*_wrong_types(graph, types), *_wrong_initializers(graph)],
     )
 
 

@@ -44,7 +44,7 @@ class BuiltPlan:
 def load_tensorrt(name: str) -> Any:
     """The module `tensorrt` or `tensorrt_rtx`. Raises UsageError when it is absent or too old, saying what to do."""
     if name not in _IMPORTS:
-        raise UsageError(f"--module is {name!r}; known are {', '.join(_IMPORTS)}")
+        raise UsageError(f"--tensorrt.module is {name!r}; known are {', '.join(_IMPORTS)}")
     try:
         module = [importlib.import_module(part) for part in _IMPORTS[name]][-1]
     except (ImportError, OSError) as error:
@@ -133,19 +133,25 @@ def build_plan(trt: Any, model: onnx.ModelProto, profiles: Sequence[Profile], se
 def check_settings(trt: Any, settings: PlanSettings, *, profiles: int) -> None:
     """Raise UsageError for settings that this TensorRT does not have, or that exclude each other."""
     if settings.refittable and profiles > 1:
-        raise UsageError(f"a refittable plan has one profile, not {profiles}; leave --refittable or --lengths out")
+        raise UsageError(
+            f"a refittable plan has one profile, not {profiles}; leave --tensorrt.refittable or --tensorrt.lengths out"
+        )
     if is_rtx(trt):
         if settings.timing_cache:
-            raise UsageError("TensorRT-RTX keeps no timing cache; leave --timing-cache out")
+            raise UsageError("TensorRT-RTX keeps no timing cache; leave --tensorrt.timing-cache out")
         if settings.hardware_compatibility != "none":
-            raise UsageError("TensorRT-RTX is told its GPUs by --compute-capabilities; leave --hardware-compatibility out")
+            raise UsageError(
+                "TensorRT-RTX is told its GPUs by --tensorrt.compute-capabilities; leave --tensorrt.hardware-compatibility out"
+            )
         known = [name.removeprefix("SM") for name in dir(trt.ComputeCapability) if name.startswith("SM")]
         strange = [found for found in settings.compute_capabilities if found.replace(".", "") not in known]
         if strange:
             able = ", ".join(f"{name[:-1]}.{name[-1]}" for name in sorted(known, key=int))
-            raise UsageError(f"--compute-capabilities has {strange[0]}; this TensorRT-RTX builds for {able}")
+            raise UsageError(f"--tensorrt.compute-capabilities has {strange[0]}; this TensorRT-RTX builds for {able}")
     elif settings.compute_capabilities:
-        raise UsageError("TensorRT builds for the GPU at hand; --compute-capabilities is for --module tensorrt_rtx")
+        raise UsageError(
+            "TensorRT builds for the GPU at hand; --tensorrt.compute-capabilities is for --tensorrt.module tensorrt_rtx"
+        )
 
 
 def _builder(trt: Any, log: Any) -> Any:
@@ -268,7 +274,7 @@ def refit_plan(trt: Any, plan: bytes, model: onnx.ModelProto) -> bytes:
     """The plan with the weights of `model`, refittable still. Raises Failure without a GPU, or for weights that do not fit."""
     engine, log = open_plan(trt, plan), log_of(trt)
     if not engine.refittable:
-        raise Failure("the plan was not built --refittable; build a new one")
+        raise Failure("the plan was not built --tensorrt.refittable; build a new one")
     refitter = trt.Refitter(engine, log)
     parser = trt.OnnxParserRefitter(refitter, log)
     if not parser.refit_from_bytes(model.SerializeToString()):
