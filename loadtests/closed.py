@@ -9,17 +9,24 @@ from __future__ import annotations
 import asyncio
 import itertools
 
-from loadtests.record import Recorder, Recording, Requests, Send
+from loadtests.record import Probe, Recorder, Recording, Requests, Send
 
 REFUSED_PAUSE_S = 0.01
 """After a failed request; where all are refused at once, the generator would otherwise do nothing but fail."""
 
 
 async def run_closed(
-    send: Send, requests: Requests, *, users: int, warmup_s: float, duration_s: float, timeout_s: float
+    send: Send,
+    requests: Requests,
+    *,
+    users: int,
+    warmup_s: float,
+    duration_s: float,
+    timeout_s: float,
+    probe: Probe | None = None,
 ) -> Recording:
     """Keep `users` requests in flight until the measured window is over; those in flight then are waited for."""
-    recorder = Recorder(send, warmup_s=warmup_s, duration_s=duration_s, timeout_s=timeout_s)
+    recorder = Recorder(send, warmup_s=warmup_s, duration_s=duration_s, timeout_s=timeout_s, probe=probe)
     texts = itertools.cycle(requests)
     loop = asyncio.get_running_loop()
 

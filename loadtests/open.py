@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from loadtests.record import Recorder, Recording, Requests, Send
+from loadtests.record import Probe, Recorder, Recording, Requests, Send
 
 MAX_IN_FLIGHT = 20_000
 """Beyond it requests fail unsent, as `TooManyInFlight`: the server is far over its limit and memory is not to be."""
@@ -41,21 +41,21 @@ async def run_open(
     warmup_s: float,
     duration_s: float,
     timeout_s: float,
+    probe: Probe | None = None,
 ) -> Recording:
     """Send `rate` requests per second through warm-up and measured window, then wait for all answers."""
     schedule = arrival_times(rate=rate, arrivals=arrivals, duration_s=warmup_s + duration_s, seed=seed)
-    recorder = Recorder(send, warmup_s=warmup_s, duration_s=duration_s, timeout_s=timeout_s)
+    recorder = Recorder(send, warmup_s=warmup_s, duration_s=duration_s, timeout_s=timeout_s, probe=probe)
     loop, start = asyncio.get_running_loop(), recorder.begin - warmup_s
     in_flight: set[asyncio.Task[bool]] = set()
-    watch = asyncio.create_task(recorder.watch_window())
-    for after, texts in zip(schedule, itertools.cycle(requests), strict=False):
-        await asyncio.sleep(max(start + after - loop.time(), 0))  # also when late: the tasks begun before must get their turn
-        if len(in_flight) >= MAX_IN_FLIGHT:
-            recorder.refuse(start + after, "TooManyInFlight", f"{MAX_IN_FLIGHT} requests wait for their answers already")
-            continue
-        task = asyncio.create_task(recorder.request(texts, start + after))
-        in_flight.add(task)
-        task.add_done_callback(in_flight.discard)
-    await watch
-    await asyncio.gather(*in_flight)
+    async with asyncio.TaskGroup() as group:  # which cancels what is in flight when this is cancelled
+        group.create_task(recorder.watch_window())
+        for after, texts in zip(schedule, itertools.cycle(requests), strict=False):
+            await asyncio.sleep(max(start + after - loop.time(), 0))  # also when late: tasks begun before must get their turn
+            if len(in_flight) >= MAX_IN_FLIGHT:
+                recorder.refuse(start + after, "TooManyInFlight", f"{MAX_IN_FLIGHT} requests wait for their answers already")
+                continue
+            task = group.create_task(recorder.request(texts, start + after))
+            in_flight.add(task)
+            task.add_done_callback(in_flight.discard)
     return recorder.recording

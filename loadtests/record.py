@@ -15,6 +15,9 @@ Send = Callable[[Sequence[str]], Awaitable[str]]
 Requests = Sequence[Sequence[str]]
 """The texts of each request; generators begin again when they have sent the last."""
 
+Probe = Callable[[], Any]
+"""Called in a thread of its own as the measured window begins and ends: reads the server's counters."""
+
 T = TypeVar("T")
 
 
@@ -42,13 +45,15 @@ class Recording:
     """The first message of each kind of failure."""
     cpu_s: float = 0.0
     """CPU seconds of the generator's process within the measured window."""
+    probes: list[Any] = field(default_factory=list)
+    """What `probe` gave at the window's begin and at its end; [] without one."""
 
 
 class Recorder:
     """Sends requests and notes them."""
 
-    def __init__(self, send: Send, *, warmup_s: float, duration_s: float, timeout_s: float) -> None:
-        self._send, self._timeout_s = send, timeout_s
+    def __init__(self, send: Send, *, warmup_s: float, duration_s: float, timeout_s: float, probe: Probe | None) -> None:
+        self._send, self._timeout_s, self._probe = send, timeout_s, probe
         self._loop = asyncio.get_running_loop()
         self.begin = self._loop.time() + warmup_s
         """The loop's time at which the measured window begins."""
@@ -78,10 +83,13 @@ class Recorder:
 
     async def watch_window(self) -> None:
         """Wait until the measured window is over and note what CPU this process used in it."""
-        await asyncio.sleep(self.begin - self._loop.time())
-        started = time.process_time()
-        await asyncio.sleep(self.end - self._loop.time())
-        self.recording.cpu_s = time.process_time() - started
+        cpu_s = []
+        for moment in (self.begin, self.end):
+            await asyncio.sleep(moment - self._loop.time())
+            cpu_s.append(time.process_time())
+            if self._probe is not None:
+                self.recording.probes.append(await asyncio.to_thread(self._probe))
+        self.recording.cpu_s = cpu_s[1] - cpu_s[0]
 
 
 def run_precisely(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -1,0 +1,131 @@
+"""Scratch deployments of a search: a release published into an empty copy of a repository, set up, served, stopped.
+
+Everything is done by the commands of `serving`, as an operator would. Configurations are edited as text: they were rendered by
+protobuf, one field a line, and an edit that does not meet exactly the fields it expects is an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from contract.command import Failure, UsageError
+from contract.files import write_bytes
+from contract.tensors import BUCKET_LENGTHS, CLASSIFIER, ENGINE, STEPS, TOKENIZER
+from loadtests.operator import STATE_FILE, Operator, read_operator
+
+START_TIMEOUT_S = 180.0
+POLL_S = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What of a deployment a search may choose."""
+
+    release: str
+    """Folder of the release, which has engine and precision in it."""
+    instances: int
+    """Of the engine."""
+    threads: int
+    """Of each engine instance; 0 leaves the release's own."""
+    batch: int = 0
+    """Preferred batch size, in texts, that ends the wait for more; 0 for none."""
+    delay_us: int = 0
+    """For how long the batcher may hold a request back, in microseconds."""
+    buckets: tuple[int, ...] = BUCKET_LENGTHS
+    """Token counts a request is padded to."""
+
+    def __str__(self) -> str:
+        waits = f", waits {self.delay_us} us" + (f" for {self.batch} texts" if self.batch else "") if self.delay_us else ""
+        padded = "" if self.buckets == BUCKET_LENGTHS else f", buckets {','.join(map(str, self.buckets))}"
+        return f"{Path(self.release).name}: {self.instances} x {self.threads or 'default'} threads{waits}{padded}"
+
+
+def publish_alone(release: Path, template: Path, target: Path) -> None:
+    """Make `target` a repository with the models of `template` and `release` alone published in it.
+
+    Raises:
+        UsageError: `template` is no deployed repository.
+        Failure: the release cannot be published; with the command's own message.
+    """
+    if not (template / CLASSIFIER).is_dir():
+        raise UsageError(f"{template} is not a deployed repository; python -m builders.build renders one")
+    steps = {str(template / step) for step in STEPS}
+
+    def left_out(folder: str, names: list[str]) -> set[str]:
+        versions = {name for name in names if name.isdecimal()} if folder in steps else set()
+        return versions | {name for name in names if name.startswith(".") and name != ".gitkeep"}
+
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(template, target, ignore=left_out)
+    command = [sys.executable, "-m", "serving.releases", "publish", str(release), "--repository", str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise Failure(f"cannot publish {release}: {done.stderr.strip()}")
+
+
+def apply(setting: Setting, repository: Path) -> None:
+    """Write the setting into the configurations of a deployment that no server runs on. Raises `Failure` (see `_replace`)."""
+    engine = [repository / ENGINE / "config.pbtxt", *sorted((repository / ENGINE / "configs").glob("*.pbtxt"))]
+    threads = 0
+    for path in engine:
+        text = _replace(path, path.read_text(encoding="utf-8"), r"(?<=^instance_group \{\n  count: )\d+", setting.instances)
+        text = re.sub(r"^  (preferred_batch_size|max_queue_delay_microseconds): \d+\n", "", text, flags=re.M)
+        batching = f"\n  max_queue_delay_microseconds: {setting.delay_us}" if setting.delay_us else ""
+        batching += f"\n  preferred_batch_size: {setting.batch}" if setting.batch else ""
+        text = _replace(path, text, r"(?<=^dynamic_batching \{)", batching)
+        if '"threads"' in text:
+            text = _replace(path, text, _parameter("threads"), setting.threads)
+            threads += 1
+        write_bytes(path, text.encode())
+    if setting.threads and not threads:
+        raise Failure(f"no configuration of {repository / ENGINE} has a parameter threads; search with --threads 0")
+    path = repository / TOKENIZER / "config.pbtxt"
+    lengths = ",".join(map(str, setting.buckets))
+    write_bytes(path, _replace(path, path.read_text(encoding="utf-8"), _parameter("bucket_lengths"), lengths).encode())
+
+
+def _parameter(key: str) -> str:
+    """The pattern of a parameter's value."""
+    return rf'(?<=^  key: "{key}"\n  value {{\n    string_value: ")[^"]*(?=")'
+
+
+def _replace(path: Path, text: str, pattern: str, value: object) -> str:
+    """`text` with the one match of `pattern` replaced. Raises `Failure` when there is none, or more than one."""
+    changed, count = re.subn(pattern, str(value), text, flags=re.M)
+    if count != 1:
+        raise Failure(f"{path} has {count} places for {value!r} where one was expected; render it again with builders.build")
+    return changed
+
+
+@contextlib.contextmanager
+def served(repository: Path) -> Iterator[Operator]:
+    """A server over the deployment for as long as the block lasts. Raises `Failure` with its message when it does not start."""
+    ports = [word for name in ("grpc", "http", "metrics") for word in (f"--{name}-port", "0")]
+    command = [sys.executable, "-m", "serving", "--repository", str(repository), *ports]
+    log = repository.with_name(repository.name + ".serving.log")
+    (repository / STATE_FILE).unlink(missing_ok=True)
+    with log.open("w", encoding="utf-8") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+    try:
+        _wait_until_served(process, repository, log)
+        yield read_operator(repository)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+
+
+def _wait_until_served(process: subprocess.Popen[bytes], repository: Path, log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not (repository / STATE_FILE).exists():
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise Failure(f"the server over {repository} did not start: {log.read_text(encoding='utf-8').strip()}")
+        time.sleep(POLL_S)
