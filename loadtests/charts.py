@@ -114,7 +114,9 @@ def bars(chart: Bars) -> str:
     names = list(chart.names) or list(dict.fromkeys(name for bar in chart.bars for name, _ in bar.parts))
     floor = height - 32
     drawn = [_tick(x.place(value), floor, value, top) for value in x.ticks()]
-    drawn.append(f'<text class="name" x="{(x.start + x.end) / 2:.0f}" y="{height - 4}" text-anchor="middle">{escape(chart.unit)}</text>')
+    drawn.append(
+        f'<text class="name" x="{(x.start + x.end) / 2:.0f}" y="{height - 4}" text-anchor="middle">{escape(chart.unit)}</text>'
+    )
     for number, bar in enumerate(chart.bars):
         drawn.append(_bar(bar, x, top + number * (row + gap) + gap - 4, row, names))
     if chart.goal is not None:
@@ -126,7 +128,8 @@ def bars(chart: Bars) -> str:
 def _figure(title: str, said: str, names: Sequence[str], drawn: str, height: int, *, marked: bool) -> str:
     number = next(_NUMBERS)
     legend = "".join(
-        f'<button type="button" class="key" data-series="{place}" aria-pressed="true">{_key(place, marked)}{escape(name)}</button>'
+        f'<button type="button" class="key" data-series="{place}" aria-pressed="true">{_key(place, marked)}{escape(name)}'
+        "</button>"
         for place, name in enumerate(names)
     )
     return (
@@ -184,7 +187,9 @@ def _bar(bar: Bar, x: Axis, top: int, row: int, names: Sequence[str]) -> str:
         start += width
     if bar.spread:
         low, high, middle = x.place(bar.spread[0]), x.place(bar.spread[1]), top + row / 2
-        parts.append(f'<path class="spread" d="M{low:.1f} {middle}H{high:.1f}M{low:.1f} {middle - 3}v6M{high:.1f} {middle - 3}v6"/>')
+        parts.append(
+            f'<path class="spread" d="M{low:.1f} {middle}H{high:.1f}M{low:.1f} {middle - 3}v6M{high:.1f} {middle - 3}v6"/>'
+        )
     note = bar.note or show(sum(value for _, value in bar.parts))
     end = max([start, x.place(bar.spread[1])] if bar.spread else [start])
     parts.append(f'<text class="value" x="{end + 5:.1f}" y="{top + row - 4}">{escape(note)}</text>')
@@ -198,15 +203,19 @@ def _grid(x: Axis, y: Axis, chart: Plot) -> str:
         for value in y.ticks()
     ]
     columns = [_tick(x.place(value), y.start, value, y.end) for value in x.ticks()]
-    middle = (y.start + y.end) / 2
     return "".join(
         [
             *rows,
             *columns,
-            f'<text class="name" x="{(x.start + x.end) / 2:.0f}" y="{HEIGHT - 4}" text-anchor="middle">{escape(chart.x)}</text>',
-            f'<text class="name" transform="translate(11 {middle:.0f}) rotate(-90)" text-anchor="middle">{escape(chart.y)}</text>',
+            _name((x.start + x.end) / 2, HEIGHT - 4, chart.x),
+            _name(11, (y.start + y.end) / 2, chart.y, turned=True),
         ]
     )
+
+
+def _name(x: float, y: float, text: str, *, turned: bool = False) -> str:
+    turn = " rotate(-90)" if turned else ""
+    return f'<text class="name" transform="translate({x:.0f} {y:.0f}){turn}" text-anchor="middle">{escape(text)}</text>'
 
 
 def _tick(x: float, floor: float, value: float, top: float) -> str:

@@ -2,8 +2,8 @@
 
     python -m loadtests.peers.bare MODEL_FOLDER VERSION CONFIG.json TOKENIZER.json TEXTS.jsonl BATCH SECONDS
 
-A process of its own, since the engine's threads, settings and memory are to be those of the server. Prints {"texts_per_s": ...}.
-What the server reaches against it is what tokenizer, queues, copies and protocol leave of the engine.
+A process of its own, since the engine's threads and memory are to be those of the server. Prints {"texts_per_s": ...}. What
+the server reaches against it is what tokenizer, queues, copies and protocol leave of the engine.
 """
 
 from __future__ import annotations
@@ -67,30 +67,12 @@ class TritonError(Exception):
         super().__init__(message)
 
 
-class Metrics:
-    """A metric family and its metric: counted, and thrown away."""
-
-    COUNTER = GAUGE = 0
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        self.Metric = lambda *arguments, **options: self  # noqa: N815 - Triton's name
-
-    def increment(self, value: float) -> None:
-        """Nothing reads it here."""
-
-    def set(self, value: float) -> None:
-        """Nothing reads it here."""
-
-
 def backend() -> ModuleType:
-    """`triton_python_backend_utils` as far as an engine uses it."""
+    """`triton_python_backend_utils` as far as an engine needs it: without metrics, as older servers are."""
     module: Any = ModuleType("triton_python_backend_utils")
     module.Tensor, module.InferenceRequest, module.InferenceResponse = Tensor, Request, Response
-    module.TritonError, module.TritonModelException, module.MetricFamily = TritonError, TritonError, Metrics
+    module.TritonError = module.TritonModelException = TritonError
     module.get_input_tensor_by_name = lambda request, name: request.tensors.get(name)
-    module.Logger = ModuleType("Logger")
-    for level in ("log", "log_info", "log_warn", "log_error", "log_verbose"):
-        setattr(module.Logger, level, lambda *arguments, **options: None)
     found: ModuleType = module
     return found
 

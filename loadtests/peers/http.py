@@ -12,12 +12,20 @@ import aiohttp
 from loadtests.record import Requests
 
 
-class WrongAnswer(Exception):  # noqa: N818 - a kind of failure, counted under its name
-    """The peer answered, but not with a label."""
+class NoLabelError(Exception):
+    """The peer gave no label; the subclasses say why, and results count them by name."""
 
 
-class Refused(Exception):  # noqa: N818
-    """The peer answered with an error; the class is named in results, so 5xx and 4xx stay together."""
+class UnreachableError(NoLabelError):
+    """It did not answer."""
+
+
+class StatusError(NoLabelError):
+    """It answered with an error."""
+
+
+class AnswerError(NoLabelError):
+    """It answered with something else."""
 
 
 class HttpTarget:
@@ -45,18 +53,21 @@ class HttpTarget:
         return self
 
     async def label_of(self, text: str) -> str:
-        """The label of one text. Raises Refused, WrongAnswer or aiohttp's errors."""
-        async with self._session.post(self._url, data=self._bytes[text]) as response:
-            content = await response.read()
-            if response.status != 200:
-                raise Refused(f"{response.status}: {content[:200].decode(errors='replace')}")
+        """The label of one of the texts. Raises NoLabelError."""
+        try:
+            async with self._session.post(self._url, data=self._bytes[text]) as response:
+                content = await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise UnreachableError(f"{self._url}: {error!r}") from error
+        if response.status != 200:
+            raise StatusError(f"{response.status}: {content[:200].decode(errors='replace')}")
         try:
             return self._label(json.loads(content))
         except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise WrongAnswer(f"{content[:200]!r}: {error!r}") from error
+            raise AnswerError(f"{content[:200]!r}: {error!r}") from error
 
     async def send(self, texts: Sequence[str]) -> str:
-        """One request; peers name no release."""
+        """One request of one text; peers name no release, so "" is given. Raises as `label_of` does."""
         (text,) = texts
         await self.label_of(text)
         return ""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from contract.command import Failure
-from loadtests.closed import run_closed
+from loadtests.breakdown import batch_delay_ms, join_stages, take_probe
 from loadtests.machine import describe_machine
-from loadtests.open import run_open
-from loadtests.record import Recording, Requests, run_precisely
+from loadtests.measure import generate
+from loadtests.operator import Operator
+from loadtests.record import Probe, Recording, Requests, run_precisely
 from loadtests.result import Ceiling, Result, summarise
 from loadtests.scenario import Load, Scenario
 
@@ -21,7 +23,17 @@ SHARES = (0.5, 0.8)
 """Of its own peak, at which a server is met by an open loop."""
 OVERLOAD = 2.0
 NO_CEILING = Ceiling(requests_per_s=None, how="not measured: the generator's CPU share stands beside every figure")
-KEPT = ("requests", "mean_ms", "quantiles_ms", "errors", "generator_cpu_share", "drift", "lateness_p99_ms")
+KEPT = (
+    "requests",
+    "error_rate",
+    "mean_ms",
+    "quantiles_ms",
+    "errors",
+    "generator_cpu_share",
+    "drift",
+    "lateness_p99_ms",
+    "stages",
+)
 
 
 class Target(Protocol):
@@ -37,83 +49,83 @@ Open = Callable[[], AbstractAsyncContextManager[Target]]
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How long each measurement is."""
+    """How each load is measured."""
 
-    texts: Any
-    """The file, for the scenario that a result carries."""
+    texts: Path
+    requests: Requests
     seconds: float
     warmup_s: float
     timeout_s: float
     seed: int
 
+    def scenario(self, load: Load) -> Scenario:
+        """The scenario of one load."""
+        return Scenario(
+            texts=self.texts,
+            load=load,
+            seed=self.seed,
+            warmup_s=self.warmup_s,
+            duration_s=self.seconds,
+            timeout_s=self.timeout_s,
+            sample=max(len(self.requests), 1),
+        )
 
-def measure(name: str, target: Open, requests: Requests, plan: Plan, load: Load) -> dict[str, Any]:
-    """One load on one server, as the results file keeps it: throughput, latencies, errors, the generator's share of CPU.
 
-    A server that answers nothing has no latencies: {"requests_per_s": 0, "errors": ...}.
+def measure(name: str, target: Open, plan: Plan, load: Load, operator: Operator | None = None) -> dict[str, Any]:
+    """One load on one server, as the results file keeps it; with an operator, where the time went as well.
+
+    A server that answers nothing has no latencies: {"requests_per_s": 0, "failure": why}.
     """
-    scenario = Scenario(
-        texts=plan.texts,
-        load=load,
-        seed=plan.seed,
-        warmup_s=plan.warmup_s,
-        duration_s=plan.seconds,
-        timeout_s=plan.timeout_s,
-        sample=max(len(requests), 1),
+    scenario = plan.scenario(load)
+    offered = {"rate": load.rate} if load.kind == "open" else {"users": load.users}
+    recording = run_precisely(
+        _run(target, plan.requests, scenario, functools.partial(take_probe, operator) if operator else None)
     )
-    recording = run_precisely(_run(target, requests, scenario))
-    offered: dict[str, float] = {"rate": load.rate} if load.kind == "open" else {"users": load.users}
+    stages: dict[str, Any] | None = None
     try:
-        result = summarise(recording, scenario, name=name, ceiling=NO_CEILING, machine=describe_machine())
+        if operator is not None:
+            cores = describe_machine()["cores"]
+            stages = join_stages(recording, *recording.probes, cores=cores, batch_delay_ms=batch_delay_ms(operator)).to_json()
+        result = summarise(recording, scenario, name=name, ceiling=NO_CEILING, machine={}, stages=stages)
     except Failure as error:
-        failed = sum(bool(sample.error) for sample in recording.samples)
-        return offered | {"requests": failed, "requests_per_s": 0.0, "error_rate": 1.0, "failure": str(error)}
+        return offered | {"requests": len(recording.samples), "requests_per_s": 0.0, "error_rate": 1.0, "failure": str(error)}
     return offered | _kept(result)
 
 
-async def _run(target: Open, requests: Requests, scenario: Scenario) -> Recording:
-    load = scenario.load
-    times = {"warmup_s": scenario.warmup_s, "duration_s": scenario.duration_s, "timeout_s": scenario.timeout_s}
+async def _run(target: Open, requests: Requests, scenario: Scenario, probe: Probe | None) -> Recording:
     async with target() as opened:
-        if load.kind == "closed":
-            return await run_closed(opened.send, requests, users=load.users, **times)
-        return await run_open(opened.send, requests, rate=load.rate, arrivals=load.arrivals, seed=scenario.seed, **times)
+        return await generate(opened.send, requests, scenario, probe)
 
 
 def _kept(result: Result) -> dict[str, Any]:
-    found = {key: value for key, value in asdict(result).items() if key in KEPT}
-    rates = {"requests_per_s": result.requests_per_s.value, "error_rate": result.error_rate}
     quantiles = {f"p{point}_ms": result.quantiles_ms[str(point)] for point in (50, 95, 99)}
-    return rates | quantiles | found
+    beside = {key: value for key, value in asdict(result).items() if key in KEPT and value != {}}
+    return {"requests_per_s": result.requests_per_s.value} | quantiles | beside
 
 
 def measure_round(
-    name: str, target: Open, requests: Requests, plan: Plan, *, report: Callable[[str], None] = lambda said: None
+    name: str, target: Open, plan: Plan, *, operator: Operator | None = None, other_rates: dict[str, float] | None = None
 ) -> dict[str, Any]:
-    """All loads of one round on a running server, the heaviest last: what it leaves behind disturbs nothing."""
+    """All loads of one round on a running server, the heaviest last: what it leaves behind disturbs nothing.
 
-    def under(load: Load, what: str) -> dict[str, Any]:
-        report(what)
-        return measure(name, target, requests, plan, load)
+    Args:
+        other_rates: further open loops, by name, in requests per second; those above the server's own peak are measured too.
 
-    closed = {str(users): under(Load(kind="closed", users=users), f"{users} in flight") for users in USERS}
+    Raises:
+        Failure: the server answers nothing at all.
+    """
+    closed = {str(users): measure(name, target, plan, Load(kind="closed", users=users), operator) for users in USERS}
     peak = max(point["requests_per_s"] for point in closed.values())
     if peak == 0:
-        raise Failure(f"{name} answers nothing under load: {closed['1']['failure']}")
-    loads = {str(share): Load(kind="open", rate=share * peak) for share in SHARES}
+        raise Failure(f"{name} answers nothing: {closed[str(USERS[0])]['failure']}")
+
+    def under(rate: float) -> dict[str, Any]:
+        return measure(name, target, plan, Load(kind="open", rate=rate))
+
     return {
         "closed": closed,
         "peak_per_s": peak,
-        "open": {share: under(load, f"open loop at {share} of its peak") for share, load in loads.items()},
-        "overload": under(Load(kind="open", rate=OVERLOAD * peak), f"{OVERLOAD:g} times its peak"),
+        "open": {str(share): under(share * peak) for share in SHARES},
+        "at": {other: under(rate) for other, rate in (other_rates or {}).items()},
+        "overload": under(OVERLOAD * peak),
     }
-
-
-async def _labels(label_of: Callable[[str], Any], texts: Sequence[str], in_flight: int) -> list[str]:
-    gate = asyncio.Semaphore(in_flight)
-
-    async def ask(text: str) -> str:
-        async with gate:
-            return str(await label_of(text))
-
-    return list(await asyncio.gather(*map(ask, texts)))

@@ -98,9 +98,7 @@ def _pss(process: psutil.Process) -> int | None:
 
 
 @contextlib.contextmanager
-def running(
-    command: Sequence[str], environment: Mapping[str, str], log: Path, folder: Path = ROOT
-) -> Iterator[ServerProcess]:
+def running(command: Sequence[str], environment: Mapping[str, str], log: Path, folder: Path = ROOT) -> Iterator[ServerProcess]:
     """A server for as long as the block lasts."""
     server = ServerProcess(command, environment, log, folder)
     try:

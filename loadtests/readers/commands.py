@@ -18,5 +18,7 @@ def table_of(*arguments: str) -> str:
     command = [sys.executable, "-m", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     if done.returncode != 0:
-        raise UsageError(f"python -m {' '.join(arguments)} failed: {done.stderr.strip().splitlines()[-1:] or 'it said nothing'}")
+        raise UsageError(
+            f"python -m {' '.join(arguments)} failed: {done.stderr.strip().splitlines()[-1:] or 'it said nothing'}"
+        )
     return done.stdout.strip()

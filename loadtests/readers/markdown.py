@@ -13,7 +13,8 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, righ
 
     def show(cells: Sequence[str]) -> str:
         padded = (
-            cell.rjust(width) if right else cell.ljust(width) for cell, width, right in zip(cells, widths, to_right, strict=True)
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(cells, widths, to_right, strict=True)
         )
         return f"| {' | '.join(padded)} |"
 

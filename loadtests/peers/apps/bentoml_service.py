@@ -5,7 +5,7 @@ bentoml serve loadtests.peers.apps.bentoml_service:Classifier --port PORT
 
 from __future__ import annotations
 
-import bentoml
+import bentoml  # type: ignore[import-not-found]  # in the peer's environment alone
 
 from loadtests.peers.apps.model import TextClassifier, max_batch
 
@@ -17,7 +17,7 @@ class Classifier:
     def __init__(self) -> None:
         self._classifier = TextClassifier()
 
-    @bentoml.api(batchable=max_batch() > 1, max_batch_size=max_batch(), max_latency_ms=60_000)
+    @bentoml.api(batchable=max_batch() > 1, max_batch_size=max_batch(), max_latency_ms=60_000)  # type: ignore[untyped-decorator]
     def classify(self, texts: list[str]) -> list[str]:
         """With batching BentoML collects the texts of several requests, for as long as its own estimate says is worth it."""
         return self._classifier.classify(texts)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from mlserver import MLModel
-from mlserver.codecs import StringCodec
-from mlserver.types import InferenceRequest, InferenceResponse
+from mlserver import MLModel  # type: ignore[import-not-found]  # in the peer's environment alone
+from mlserver.codecs import StringCodec  # type: ignore[import-not-found]
+from mlserver.types import InferenceRequest, InferenceResponse  # type: ignore[import-not-found]
 
 from loadtests.peers.apps.model import TextClassifier
 
 
-class Classifier(MLModel):
+class Classifier(MLModel):  # type: ignore[misc]
     """The model of one server."""
 
     async def load(self) -> bool:

@@ -23,7 +23,7 @@ class Classifier:
     def __init__(self) -> None:
         self._classifier = TextClassifier()
 
-    @serve.batch(max_batch_size=max_batch(), batch_wait_timeout_s=max_wait_s())
+    @serve.batch(max_batch_size=max_batch(), batch_wait_timeout_s=max_wait_s())  # type: ignore[untyped-decorator]
     async def classify(self, texts: list[str]) -> list[str]:
         """Ray collects the texts."""
         return self._classifier.classify(texts)
@@ -38,7 +38,7 @@ def main() -> None:
     settings = {name: value for name, value in os.environ.items() if name.startswith("PEER_") or name == "PYTHONPATH"}
     ray.init(include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": settings})
     serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[1])})
-    serve.run(Classifier.bind(), route_prefix="/classify")
+    serve.run(Classifier.bind(), route_prefix="/classify")  # type: ignore[attr-defined]  # the decorator adds it
     threading.Event().wait()
 
 
