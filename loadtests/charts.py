@@ -14,7 +14,7 @@ from html import escape
 from loadtests.axes import Axis, fitted, show
 
 WIDTH, HEIGHT = 440, 290
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 42
+LEFT, RIGHT, TOP, BOTTOM = 62, 16, 12, 42
 COLOURS = 10
 MARKERS = ("circle", "square", "diamond", "triangle", "cross")
 DASHES = ("", "6 3", "2 3", "8 3 2 3")
@@ -102,7 +102,7 @@ def plot(chart: Plot) -> str:
     drawn += [_series(series, number, x, y) for number, series in enumerate(chart.series)]
     names = [series.name for series in chart.series]
     said = f"{chart.y} against {chart.x}: {', '.join(names)}"
-    return _figure(chart.title, said, names, "\n".join(drawn), HEIGHT, marked=True)
+    return _figure(chart.title, said, names if len(names) > 1 else [], "\n".join(drawn), HEIGHT, marked=True)
 
 
 def bars(chart: Bars) -> str:

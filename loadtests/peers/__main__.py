@@ -48,7 +48,7 @@ class Peers:
     rounds: int = 2
     """Rounds over all servers, at least 1."""
     seconds: float = 6.0
-    """Length of each measurement, at least 2; a round has seven of them for each peer."""
+    """Length of each measurement, at least 1; a round has seven of them for each peer."""
     warmup_s: float = 2.0
     """Seconds of the same load before each."""
     compared: int = 400
@@ -65,7 +65,7 @@ class Peers:
         unknown = sorted(set(self.only) - set(known))
         if unknown:
             raise UsageError(f"--only {unknown[0]}: there is {', '.join(known)}")
-        for name, lowest in {"rounds": 1, "seconds": 2, "warmup_s": 0, "compared": 20}.items():
+        for name, lowest in {"rounds": 1, "seconds": 1, "warmup_s": 0, "compared": 20}.items():
             if not getattr(self, name) >= lowest:
                 raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {lowest}")
         if not 0 < self.agreement <= 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass
@@ -22,6 +23,9 @@ USERS = (1, 8, 32)
 SHARES = (0.5, 0.8)
 """Of its own peak, at which a server is met by an open loop."""
 OVERLOAD = 2.0
+SETTLED_CORES = 0.3
+"""A server that uses less between two loads has done with what the first one left behind."""
+SETTLE_S = 30.0
 NO_CEILING = Ceiling(requests_per_s=None, how="not measured: the generator's CPU share stands beside every figure")
 KEPT = (
     "requests",
@@ -103,29 +107,54 @@ def _kept(result: Result) -> dict[str, Any]:
     return {"requests_per_s": result.requests_per_s.value} | quantiles | beside
 
 
+def settle(cpu_s: Callable[[], float], *, step_s: float = 0.5, limit_s: float = SETTLE_S) -> None:
+    """Wait until a server is idle by its own CPU seconds, or until `limit_s` is over.
+
+    Requests that the generator gave up on are still being worked on; the next load must not pay for them.
+    """
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        began, before = time.monotonic(), cpu_s()
+        time.sleep(step_s)
+        if cpu_s() - before < SETTLED_CORES * (time.monotonic() - began):
+            return
+
+
 def measure_round(
-    name: str, target: Open, plan: Plan, *, operator: Operator | None = None, other_rates: dict[str, float] | None = None
+    name: str,
+    target: Open,
+    plan: Plan,
+    *,
+    cpu_s: Callable[[], float],
+    operator: Operator | None = None,
+    other_rates: dict[str, float] | None = None,
 ) -> dict[str, Any]:
     """All loads of one round on a running server, the heaviest last: what it leaves behind disturbs nothing.
 
     Args:
+        cpu_s: CPU seconds that the server has used so far.
         other_rates: further open loops, by name, in requests per second; those above the server's own peak are measured too.
 
     Raises:
         Failure: the server answers nothing at all.
     """
-    closed = {str(users): measure(name, target, plan, Load(kind="closed", users=users), operator) for users in USERS}
+
+    def under(load: Load) -> dict[str, Any]:
+        settle(cpu_s)
+        return measure(name, target, plan, load, operator if load.kind == "closed" else None)
+
+    closed = {str(users): under(Load(kind="closed", users=users)) for users in USERS}
     peak = max(point["requests_per_s"] for point in closed.values())
     if peak == 0:
         raise Failure(f"{name} answers nothing: {closed[str(USERS[0])]['failure']}")
 
-    def under(rate: float) -> dict[str, Any]:
-        return measure(name, target, plan, Load(kind="open", rate=rate))
+    def at(rate: float) -> dict[str, Any]:
+        return under(Load(kind="open", rate=rate))
 
     return {
         "closed": closed,
         "peak_per_s": peak,
-        "open": {str(share): under(share * peak) for share in SHARES},
-        "at": {other: under(rate) for other, rate in (other_rates or {}).items()},
-        "overload": under(OVERLOAD * peak),
+        "open": {str(share): at(share * peak) for share in SHARES},
+        "at": {other: at(rate) for other, rate in (other_rates or {}).items()},
+        "overload": at(OVERLOAD * peak),
     }

@@ -106,7 +106,11 @@ class Session:
         )
         plan = self._plan(cut=peer.onnx)
         with serve_peer(peer, launch, plan.requests, timeout_s=TIMEOUT_S) as server:
-            return self._facts(server, cut=peer.onnx) | measure_round(peer.name, server.target, plan) | _weigh(server)
+            return (
+                self._facts(server, cut=peer.onnx)
+                | measure_round(peer.name, server.target, plan, cpu_s=server.process.cpu_s)
+                | _weigh(server)
+            )
 
     def _measure_ours(self, rates: dict[str, float]) -> dict[str, Any]:
         repository = self.work / OURS / "model_repository"
@@ -119,7 +123,9 @@ class Session:
         with serve_ours(repository, plan.requests, timeout_s=TIMEOUT_S) as server:
             agreed = self._facts(server)
             assert server.operator is not None  # noqa: S101 - ours has one
-            measured = measure_round(OURS, server.target, plan, operator=server.operator, other_rates=rates)
+            measured = measure_round(
+                OURS, server.target, plan, cpu_s=server.process.cpu_s, operator=server.operator, other_rates=rates
+            )
             weight, config = _weigh(server), _engine_config(server.operator)
         bare = self._bare(repository, config)
         return agreed | measured | weight | {"bare_per_s": bare, "cores": self._cores}

@@ -68,7 +68,7 @@ def section(paths: list[Path]) -> Section:
         )
         for found in results
     ]
-    charts = [plot(Plot("Latency of good answers", "ms", "% of requests within", distribution, log_x=True))]
+    charts = [plot(Plot("Latency histogram, cumulative", "ms", "% of requests within", distribution, log_x=True))]
     charts += [_timeline(found) for found in results if found.raw("timeline")]
     staged = [found for found in results if "stages" in found and "mean_ms" in found.fields("stages")]
     if staged:
@@ -77,11 +77,10 @@ def section(paths: list[Path]) -> Section:
             means = found.fields("stages").fields("mean_ms")
             rows.append(Bar(found.text("name"), [(stage, means.number(stage)) for stage in means]))
         charts.append(bars(Bars("Where the time goes", "mean ms of a request", rows)))
-    notes = [f"{found.text('name')}: {found.text('note')}." for found in results]
-    notes += [
-        f"{found.text('name')}: turn {found.fields('stages').text('knob')}: {found.fields('stages').text('reason')}."
-        for found in staged
-    ]
+    notes = list(dict.fromkeys(f"{found.text('note').capitalize()}." for found in results))
+    for found in staged:
+        stages = found.fields("stages")
+        notes.append(f"{found.text('name')}: the knob to turn is {stages.text('knob')}; {stages.text('reason')}.")
     return Section("Load", notes, charts, [("Scenarios", _table(results))])
 
 

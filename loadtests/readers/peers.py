@@ -183,7 +183,15 @@ def _distributions(found: Comparison) -> str:
             values = quantiles.fields("quantiles_ms")
             points = [(values.number(percent), float(percent)) for percent in PERCENTS[:-2]]
             series.append(Series(found.title(name), points, [f"{y:g} % within {x:.1f} ms" for x, y in points], marked=False))
-    return plot(Plot("Latency at 80 % of each one's own peak, open loop", "ms", "% of requests within", series, log_x=True))
+    return plot(
+        Plot(
+            "Latency histogram, cumulative: open loop at 80 % of each one's own peak",
+            "ms",
+            "% of requests within",
+            series,
+            log_x=True,
+        )
+    )
 
 
 def _sizes(found: Comparison) -> list[str]:
@@ -198,8 +206,8 @@ def _sizes(found: Comparison) -> list[str]:
         for name in found.names:
             values = [get(each) for each in found.each(name)]
             spread = (min(values), max(values)) if len(values) > 1 else None
-            rows.append(Bar(found.title(name), [("", statistics.median(values))], spread))
-        charts.append(bars(Bars(title, unit, rows)))
+            rows.append(Bar(found.title(name), [("ours" if name == OURS else "peers", statistics.median(values))], spread))
+        charts.append(bars(Bars(title, unit, rows, names=("ours", "peers"))))
     return charts
 
 
