@@ -14,16 +14,9 @@ from loadtests.page import Section
 from loadtests.readers.fields import Fields, read_fields
 from loadtests.readers.markdown import markdown_table
 
-TIMES = {
-    "at_s": "s",
-    "second": "s",
-    "seconds": "s",
-    "time_s": "s",
-    "t_s": "s",
-    "minute": "minutes",
-    "minutes": "minutes",
-    "hours": "hours",
-}
+TIMES = dict.fromkeys(("at_s", "second", "seconds", "time_s", "t_s"), "s") | {"minute": "minutes", "minutes": "minutes"}
+FEW = 60
+"""Points that are marked one by one."""
 
 
 def tables(path: Path) -> dict[str, str]:
@@ -53,18 +46,17 @@ def _timelines(found: Fields) -> Iterator[str]:
         time = next((name for name in TIMES if all(name in row for row in rows)), None)
         if time is None:
             continue
-        for name in rows[0]:
-            if name != time and isinstance(rows[0].raw(name), int | float) and not isinstance(rows[0].raw(name), bool):
-                points = [(row.number(time), row.number(name)) for row in rows if name in row]
-                words = name.replace("_", " ")
-                yield plot(
-                    Plot(
-                        f"{key.replace('_', ' ')}: {words}",
-                        TIMES[time],
-                        words,
-                        [Series(words, points, marked=len(points) < 60)],
-                    )
-                )
+        for name in (
+            name for name in rows[0] if name != time and any(_is_number(row.raw(name)) for row in rows if name in row)
+        ):
+            points = [(row.number(time), row.number(name)) for row in rows if name in row]
+            words = name.replace("_", " ")
+            series = Series(words, points, marked=len(points) < FEW)
+            yield plot(Plot(f"{key.replace('_', ' ')}: {words}", TIMES[time], words, [series]))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def section(path: Path, name: str, words: str) -> Section:

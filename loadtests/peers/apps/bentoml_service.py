@@ -9,6 +9,8 @@ import bentoml  # type: ignore[import-not-found]  # in the peer's environment al
 
 from loadtests.peers.apps.model import TextClassifier, max_batch
 
+BATCHING = {"batchable": True, "max_batch_size": max_batch(), "max_latency_ms": 60_000} if max_batch() > 1 else {}
+
 
 @bentoml.service(workers=1, traffic={"timeout": 60, "max_concurrency": 1000})
 class Classifier:
@@ -17,7 +19,7 @@ class Classifier:
     def __init__(self) -> None:
         self._classifier = TextClassifier()
 
-    @bentoml.api(batchable=max_batch() > 1, max_batch_size=max_batch(), max_latency_ms=60_000)  # type: ignore[untyped-decorator]
+    @bentoml.api(**BATCHING)  # type: ignore[untyped-decorator]
     def classify(self, texts: list[str]) -> list[str]:
         """With batching BentoML collects the texts of several requests, for as long as its own estimate says is worth it."""
         return self._classifier.classify(texts)
