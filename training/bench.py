@@ -26,7 +26,7 @@ import tyro
 from tqdm import tqdm
 
 from contract.command import UsageError, run_command
-from contract.files import write_json
+from contract.files import read_json, write_json
 from training.batches import Encoded, encode
 from training.datasets import DatasetName, read_dataset
 from training.evaluation import resolve_precision
@@ -73,6 +73,8 @@ class Bench:
     """Texts in a batch, of every contestant."""
     rounds: int = 5
     """Rounds over all contestants, at least 3; one more comes first and is not counted."""
+    show: bool = False
+    """Print the tables of the file --output and stop."""
 
     def __post_init__(self) -> None:
         if self.rounds < 3:
@@ -243,6 +245,9 @@ def _show(entry: dict[str, float], form: str) -> str:
 
 def bench(options: Bench) -> None:
     """Run the command; see the module docstring."""
+    if options.show:
+        print(markdown(read_json(options.output)))
+        return
     base = find_base(options.base)
     tokenizer = load_tokenizer(base, max_length=options.max_length)
     name: DatasetName = "docstrings" if options.data is None else "stackoverflow"

@@ -1,0 +1,66 @@
+"""The results file as it grows: what is finished is kept, and used again only for the same release, machine and options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from contract.files import read_json, write_json
+from loadtests.peers.goals import OURS, evaluate
+
+SCHEMA = 1
+
+
+class Book:
+    """Finished (round, server) results on disk."""
+
+    def __init__(self, path: Path, identity: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        """Take over what `path` holds if it was measured with the same `identity`; `facts` go beside it."""
+        self._path = path
+        self._content: dict[str, Any] = {
+            "schema": SCHEMA,
+            "identity": dict(identity),
+            "servers": {},
+            "rounds": {},
+            "failed": {},
+        }
+        if path.exists():
+            found = read_json(path)
+            if isinstance(found, dict) and found.get("schema") == SCHEMA and found.get("identity") == dict(identity):
+                self._content = found
+        self._content |= facts
+
+    def finished(self, number: int) -> dict[str, Any]:
+        """The results of a round, by server."""
+        rounds: dict[str, Any] = self._content["rounds"]
+        found: dict[str, Any] = rounds.get(str(number), {})
+        return found
+
+    def describe(self, server: str, facts: Mapping[str, Any]) -> None:
+        """Title, settings and versions of a server."""
+        self._content["servers"][server] = dict(facts)
+
+    def keep(self, number: int, server: str, result: Mapping[str, Any]) -> None:
+        """Write down a finished result."""
+        self._content["failed"].pop(server, None)
+        self._content["rounds"].setdefault(str(number), {})[server] = dict(result)
+        self.write()
+
+    def fail(self, server: str, reason: str) -> None:
+        """Write down why a server could not be measured; it is tried again by the next call."""
+        self._content["failed"][server] = reason
+        self.write()
+
+    def write(self) -> None:
+        """Write the file, the goals with it."""
+        best = {name: bool(facts["best"]) for name, facts in self._content["servers"].items() if name != OURS}
+        goals = evaluate(list(self._content["rounds"].values()), best)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self._path, self._content | {"date": datetime.now(UTC).date().isoformat(), "goals": goals})
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What is in the file."""
+        return self._content

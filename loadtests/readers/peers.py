@@ -1,0 +1,221 @@
+"""peers.json, of `python -m loadtests.peers`: goals, servers, open loops; throughput against latency, memory, cold start."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from loadtests.charts import Bar, Bars, Plot, Series, bars, plot
+from loadtests.page import Section
+from loadtests.readers.fields import Fields, read_fields
+from loadtests.readers.markdown import markdown_table
+
+OURS = "ours"
+USERS = ("1", "8", "32")
+SHARES = ("0.5", "0.8")
+PERCENTS = ("0", "1", "5", "10", "25", "50", "75", "90", "95", "99", "99.9", "100")
+MIB = 2**20
+
+
+class Comparison:
+    """The file, with medians over its rounds at hand."""
+
+    def __init__(self, content: Fields) -> None:
+        self.content = content
+        self._rounds = [found for _, found in content.fields("rounds").every()]
+        order = [name for name in content.fields("servers") if any(name in each for each in self._rounds)]
+        peaks = {name: self.middle(name, lambda found: found.number("peak_per_s")) or 0.0 for name in order}
+        self.names = sorted(order, key=lambda name: (name != OURS, -peaks[name]))
+        """Measured servers, ours first, then by throughput."""
+
+    def each(self, name: str) -> list[Fields]:
+        """Every round's result of a server."""
+        return [found.fields(name) for found in self._rounds if name in found]
+
+    def middle(self, name: str, get: Callable[[Fields], float | None]) -> float | None:
+        """The median over the rounds; None where there is no such figure."""
+        values = [value for found in self.each(name) if (value := get(found)) is not None]
+        return statistics.median(values) if values else None
+
+    def facts(self, name: str) -> Fields:
+        """Title, settings and versions."""
+        return self.content.fields("servers").fields(name)
+
+    def title(self, name: str) -> str:
+        """A server in words."""
+        facts = self.facts(name)
+        return f"{facts.text('title')}, {facts.text('settings')}" if name != OURS else f"{facts.text('title')} (ours)"
+
+
+def _point(group: str, key: str, figure: str) -> Callable[[Fields], float | None]:
+    def get(found: Fields) -> float | None:
+        points = found.fields(group)
+        return points.fields(key).number(figure) if key in points and figure in points.fields(key) else None
+
+    return get
+
+
+def _overload(figure: str) -> Callable[[Fields], float | None]:
+    return lambda found: found.fields("overload").number(figure) if figure in found.fields("overload") else None
+
+
+def _show(value: float | None, form: str = ".1f", unit: str = "") -> str:
+    return "-" if value is None else f"{value:{form}}{unit}"
+
+
+def tables(path: Path) -> dict[str, str]:
+    """Markdown by name: goals, servers, open, versions."""
+    found = Comparison(read_fields(path))
+    parts = {"goals": _goals(found.content), "servers": _servers(found), "open": _open(found), "versions": _versions(found)}
+    return {name: part for name, part in parts.items() if part}
+
+
+def _goals(content: Fields) -> str:
+    rows = []
+    for goal in content.rows("goals"):
+        unit = {"x": "x", "ms": " ms"}[goal.text("unit")]
+        wanted = f"{'>=' if goal.flag('at_least') else '<='} {goal.number('wanted'):g}{unit}"
+        if "median" not in goal:
+            rows.append([goal.text("goal"), wanted, "not measured", "", ""])
+            continue
+        low, middle, high = (f"{goal.number(name):.2f}" for name in ("min", "median", "max"))
+        against = ", ".join(str(name) for name in goal.raw("against"))
+        spread = f"{middle}{unit}" + (f" ({low} to {high})" if low != high else "")
+        rows.append([goal.text("goal"), wanted, spread, "met" if goal.flag("met") else "missed", against])
+    return markdown_table(["goal", "wanted", "found", "verdict", "against"], rows) if rows else ""
+
+
+def _servers(found: Comparison) -> str:
+    header = ["server", "requests/s", *(f"p50 / p99 ms, {users} in flight" for users in USERS)]
+    header += ["labels equal", "memory MiB", "first answer s", "good/s at 2x", "errors at 2x"]
+    rows = []
+    for name in found.names:
+        waits = [
+            f"{_show(found.middle(name, _point('closed', users, 'p50_ms')))} / "
+            f"{_show(found.middle(name, _point('closed', users, 'p99_ms')))}"
+            for users in USERS
+        ]
+        labels = found.each(name)[-1].fields("labels")
+        memory = found.middle(name, lambda each: each.number("memory_bytes") / MIB)
+        failed = found.middle(name, _overload("error_rate"))
+        rows.append(
+            [
+                found.title(name),
+                _show(found.middle(name, lambda each: each.number("peak_per_s"))),
+                *waits,
+                f"{labels.number('equal'):.0f} of {labels.number('texts'):.0f}",
+                _show(memory, ",.0f"),
+                _show(found.middle(name, lambda each: each.number("cold_start_s"))),
+                _show(found.middle(name, _overload("requests_per_s"))),
+                _show(failed, ".1%"),
+            ]
+        )
+    return markdown_table(header, rows)
+
+
+def _open(found: Comparison) -> str:
+    header = ["server"]
+    for share in SHARES:
+        header += [f"requests/s at {float(share):.0%}", "p50 / p99 ms"]
+    rows = []
+    for name in found.names:
+        cells = [found.title(name)]
+        for share in SHARES:
+            p50, p99 = (found.middle(name, _point("open", share, f"p{point}_ms")) for point in (50, 99))
+            cells += [_show(found.middle(name, _point("open", share, "rate"))), f"{_show(p50)} / {_show(p99)}"]
+        p50, p99 = (
+            found.middle(OURS, _point("at", name, f"p{point}_ms")) if OURS in found.names else None for point in (50, 99)
+        )
+        rows.append([*cells, "" if name == OURS else f"{_show(p50)} / {_show(p99)}"])
+    return markdown_table([*header, "ours at its 80 %, p50 / p99 ms"], rows)
+
+
+def _versions(found: Comparison) -> str:
+    rows = []
+    for name in found.names:
+        versions = found.facts(name).fields("versions")
+        rows.append([found.title(name), ", ".join(f"{package} {versions.text(package)}" for package in versions)])
+    return markdown_table(["server", "versions"], rows, right_from=2)
+
+
+def section(path: Path) -> Section:
+    """The comparison as the report shows it."""
+    content = read_fields(path)
+    found = Comparison(content)
+    machine = content.fields("machine")
+    words = [
+        f"{machine.text('cpu')}, {machine.number('cores'):.0f} cores, {content.text('date')}: every server of the same merged "
+        "checkpoint, one after the other, with the generator on the same cores. Closed loops hide queueing: read their "
+        "throughput; open loops count from the time at which a request was due.",
+        *(f"Not measured: {name}: {reason}" for name, reason in _failed(content)),
+    ]
+    drawn = [_curves(found), _distributions(found), *_sizes(found), *_stages(found)] if found.names else []
+    captions = {"goals": "Goals", "servers": "Servers, medians over the rounds", "open": "Open loop", "versions": "Versions"}
+    shown = [(captions[name], markdown) for name, markdown in tables(path).items()]
+    return Section("Peers", words, drawn, shown)
+
+
+def _failed(content: Fields) -> list[tuple[str, str]]:
+    failed = content.fields("failed")
+    return [(name, failed.text(name).splitlines()[0]) for name in failed]
+
+
+def _curves(found: Comparison) -> str:
+    series = []
+    for name in found.names:
+        points, tips = [], []
+        for users in USERS:
+            rate, p99 = (found.middle(name, _point("closed", users, figure)) for figure in ("requests_per_s", "p99_ms"))
+            if rate and p99:
+                points.append((rate, p99))
+                tips.append(f"{users} in flight: {rate:.1f} requests/s, p99 {p99:.1f} ms")
+        if points:
+            series.append(Series(found.title(name), points, tips))
+    return plot(Plot("Throughput against latency, 1, 8 and 32 in flight", "requests/s", "p99, ms", series, log_y=True))
+
+
+def _distributions(found: Comparison) -> str:
+    series = []
+    for name in found.names:
+        quantiles = found.each(name)[-1].fields("open").fields("0.8")
+        if "quantiles_ms" in quantiles:
+            values = quantiles.fields("quantiles_ms")
+            points = [(values.number(percent), float(percent)) for percent in PERCENTS[:-2]]
+            series.append(Series(found.title(name), points, [f"{y:g} % within {x:.1f} ms" for x, y in points], marked=False))
+    return plot(
+        Plot(
+            "Latency histogram, cumulative: open loop at 80 % of each one's own peak",
+            "ms",
+            "% of requests within",
+            series,
+            log_x=True,
+        )
+    )
+
+
+def _sizes(found: Comparison) -> list[str]:
+    figures: Sequence[tuple[str, str, Callable[[Fields], float]]] = (
+        ("Throughput at saturation", "requests/s", lambda each: each.number("peak_per_s")),
+        ("Memory after the load", "MiB, proportional set size", lambda each: each.number("memory_bytes") / MIB),
+        ("From start to first answer", "s", lambda each: each.number("cold_start_s")),
+    )
+    charts = []
+    for title, unit, get in figures:
+        rows = []
+        for name in found.names:
+            values = [get(each) for each in found.each(name)]
+            spread = (min(values), max(values)) if len(values) > 1 else None
+            rows.append(Bar(found.title(name), [("ours" if name == OURS else "peers", statistics.median(values))], spread))
+        charts.append(bars(Bars(title, unit, rows, names=("ours", "peers"))))
+    return charts
+
+
+def _stages(found: Comparison) -> list[str]:
+    rows = []
+    for users in USERS:
+        points = [each.fields("closed").fields(users) for each in found.each(OURS)] if OURS in found.names else []
+        if points and "stages" in points[-1]:
+            means = points[-1].fields("stages").fields("mean_ms")
+            rows.append(Bar(f"{users} in flight", [(stage, means.number(stage)) for stage in means]))
+    return [bars(Bars("Where our time goes", "mean ms of a request", rows))] if rows else []

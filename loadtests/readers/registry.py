@@ -1,0 +1,110 @@
+"""Which measurement file is which: by its name, its tables and its section, and the command that makes it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from contract.command import UsageError
+from loadtests.page import Section
+from loadtests.readers import demo, engines, flat, load, overload, peers, quality, search, swap, training
+
+Tables = Callable[[Path], dict[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """One kind of measurement."""
+
+    pattern: str
+    """Names of its files, or of its folder, in the folder of measurements."""
+    command: str
+    """Makes it."""
+    tables: Tables
+    """Markdown by name, of one file."""
+    section: Callable[[list[Path]], Section]
+    """Of all its files together."""
+
+
+def _single(section: Callable[[Path], Section]) -> Callable[[list[Path]], Section]:
+    return lambda paths: section(paths[0])
+
+
+def _flat(name: str, words: str) -> Callable[[list[Path]], Section]:
+    return _single(functools.partial(flat.section, name=name, words=words))
+
+
+KINDS = (
+    Kind(pattern="peers.json", command="make bench-peers", tables=peers.tables, section=_single(peers.section)),
+    Kind(pattern="engines.json", command="make bench", tables=engines.tables, section=_single(engines.section)),
+    Kind(
+        pattern="load-*.json",
+        command="python -m loadtests.run SCENARIO --output docs/measurements/load-NAME.json",
+        tables=load.tables,
+        section=load.section,
+    ),
+    Kind(pattern="search-*.json", command="python -m loadtests.search", tables=search.tables, section=search.section),
+    Kind(
+        pattern="chaos-swap.json",
+        command="python -m tests.serving.chaos_swap",
+        tables=swap.tables,
+        section=_single(swap.section),
+    ),
+    Kind(
+        pattern="chaos-kill.json",
+        command="python -m tests.serving.chaos_kill",
+        tables=flat.tables,
+        section=_flat("Kills", "Processes of a server under traffic are killed, one after the other."),
+    ),
+    Kind(
+        pattern="overload.json",
+        command="python -m tests.serving.overload",
+        tables=overload.tables,
+        section=_single(overload.section),
+    ),
+    Kind(
+        pattern="soak.json",
+        command="python -m tests.serving.soak",
+        tables=flat.tables,
+        section=_flat("Soak", "One server under load for a long time: does anything grow?"),
+    ),
+    Kind(pattern="training.json", command="make bench-train", tables=training.tables, section=_single(training.section)),
+    Kind(pattern="quality", command="python -m training.quality", tables=quality.tables, section=_single(quality.section)),
+    Kind(pattern="demo-*.json", command="make demo", tables=demo.tables, section=demo.section),
+)
+
+
+def kind_of(path: Path) -> Kind:
+    """The kind of a file or folder. Raises UsageError for a name that belongs to none."""
+    for kind in KINDS:
+        if fnmatch(path.name, kind.pattern):
+            return kind
+    known = ", ".join(kind.pattern for kind in KINDS)
+    raise UsageError(f"{path} is no measurement that is known here: {known}; rename it, or add it to {Path(__file__).name}")
+
+
+def tables_of(path: Path, part: str = "") -> str:
+    """A file's tables as Markdown; all of them, or the one named. Raises UsageError for a missing file or an unknown part."""
+    if not path.exists():
+        raise UsageError(f"{path} does not exist; {kind_of(path).command} makes it")
+    found = kind_of(path).tables(path)
+    if part and part not in found:
+        raise UsageError(f"{path} has no table {part!r}; it has {', '.join(found)}")
+    return found[part] if part else "\n\n".join(found.values())
+
+
+def sections(folder: Path) -> tuple[list[Section], list[Kind]]:
+    """(the sections of what lies in a folder, the kinds of which there is nothing). Raises UsageError for an unknown file."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is no folder of measurements; docs/measurements is one")
+    present: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".json" or path.is_dir():
+            present.setdefault(kind_of(path).pattern, []).append(path)
+    return (
+        [kind.section(present[kind.pattern]) for kind in KINDS if kind.pattern in present],
+        [kind for kind in KINDS if kind.pattern not in present],
+    )

@@ -1,0 +1,191 @@
+"""Every kind of measurement: its table holds the file's figures, and a wrong type or an unknown file is an error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from contract.command import UsageError
+from contract.files import write_json
+from loadtests.page import cells_of
+from loadtests.readers import engines, flat, load, overload, peers, search, swap
+from loadtests.readers.markdown import markdown_table
+from loadtests.readers.registry import KINDS, kind_of, sections, tables_of
+from tests.loadtests import made
+
+ROOT = Path(__file__).resolve().parents[3]
+MADE: dict[str, Callable[[], dict[str, Any]]] = {
+    "peers.json": made.peers_file,
+    "load-steady.json": lambda: made.load_file("steady"),
+    "search-fifty.json": made.search_file,
+    "chaos-swap.json": made.swap_file,
+    "overload.json": made.overload_file,
+    "soak.json": made.soak_file,
+}
+
+
+def written(folder: Path, name: str, **changes: Any) -> Path:
+    write_json(folder / name, MADE[name]() | changes)
+    return folder / name
+
+
+def rows(markdown: str) -> list[list[str]]:
+    return [cells_of(line) for number, line in enumerate(markdown.splitlines()) if number != 1]
+
+
+def test_a_table_is_aligned_and_its_bars_are_escaped() -> None:
+    assert markdown_table(["a", "bb"], [["x|y", "1"]]) == "| a    |  bb |\n| ---- | --: |\n| x\\|y |   1 |"
+
+
+def test_the_goals_table_says_what_was_found_and_against_whom(tmp_path: Path) -> None:
+    found = rows(peers.tables(written(tmp_path, "peers.json"))["goals"])
+    assert found[0] == ["goal", "wanted", "found", "verdict", "against"]
+    ratios = (100 / 30, 101 / 30)
+    spread = f"{sum(ratios) / 2:.2f}x ({ratios[0]:.2f} to {ratios[1]:.2f})"
+    assert found[1] == ["throughput against the best peer at its default", ">= 3x", spread, "met", "fast"]
+    assert len(found) == 9
+
+
+def test_the_servers_are_ours_and_then_the_fastest_first(tmp_path: Path) -> None:
+    found = rows(peers.tables(written(tmp_path, "peers.json"))["servers"])
+    assert [row[0] for row in found[1:]] == [
+        "BERT on Triton (ours)",
+        "Fast, bfloat16, batches",
+        "Fast, defaults",
+        "Plain <server>, defaults",
+    ]
+    assert found[1][1] == "100.5"  # the median of 100 and 101
+    assert found[1][5:7] == ["399 of 400", "350"]
+    assert found[1][-1] == "25.0%"
+
+
+def test_a_goal_that_was_not_measured_says_so(tmp_path: Path) -> None:
+    goals = [made.peers_file()["goals"][0] | {"median": None, "min": None, "max": None, "met": None, "against": []}]
+    found = rows(peers.tables(written(tmp_path, "peers.json", goals=goals))["goals"])
+    assert found[1][2:] == ["not measured", "", ""]
+
+
+def test_the_peers_section_names_what_could_not_be_measured(tmp_path: Path) -> None:
+    section = peers.section(written(tmp_path, "peers.json"))
+    assert section.words[1] == "Not measured: broken: the server ended with code 139:"
+    assert len(section.charts) == 6
+
+
+def test_a_server_without_answers_under_a_load_has_dashes(tmp_path: Path) -> None:
+    content = made.peers_file(rounds=1)
+    content["rounds"]["1"]["plain"]["closed"]["32"] = {"users": 32, "requests_per_s": 0.0, "error_rate": 1.0, "failure": "none"}
+    write_json(tmp_path / "peers.json", content)
+    found = rows(peers.tables(tmp_path / "peers.json")["servers"])
+    assert found[-1][4] == "- / -"
+    assert peers.section(tmp_path / "peers.json").charts
+
+
+def test_the_load_table_carries_intervals_and_refusals(tmp_path: Path) -> None:
+    found = rows(load.tables(written(tmp_path, "load-steady.json", refusals=["not steady"]))["all"])
+    assert found[1] == ["steady", "open", "40.0 (36.0 to 44.0)", "10.0", "30.0 (25.0 to 35.0)", "0.00%", "12%", "not steady"]
+
+
+def test_a_load_result_of_another_schema_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"load-steady\.json has schema 2, and 1 is read here"):
+        load.tables(written(tmp_path, "load-steady.json", schema=2))
+
+
+def test_the_search_table_marks_the_winner(tmp_path: Path) -> None:
+    found = rows(search.tables(written(tmp_path, "search-fifty.json"))["all"])
+    assert [row[-1] for row in found[1:]] == ["too slow", "the cheapest that serves", "serves"]
+    assert rows(search.tables(written(tmp_path, "search-fifty.json", winner=None))["all"])[2][-1] == "serves"
+
+
+def test_the_swap_table_counts_what_clients_noticed(tmp_path: Path) -> None:
+    found = dict(map(tuple, rows(swap.tables(written(tmp_path, "chaos-swap.json"))["all"])))  # type: ignore[arg-type]
+    assert found["requests failed"] == "0 of 12,345"
+    assert found["bad releases refused"] == "50 of 50"
+    assert found["p99 at 40 % load, while a release loads"] == "90.0 ms, 3.00x"
+
+
+def test_swaps_without_latency_have_fewer_rows_and_charts(tmp_path: Path) -> None:
+    content = {key: value for key, value in made.swap_file().items() if "p99" not in key and "sequential" not in key}
+    write_json(tmp_path / "chaos-swap.json", content | {"sequential_p50_ms": []})
+    assert len(swap.section(tmp_path / "chaos-swap.json").charts) == 1
+
+
+def test_the_overload_table_has_a_line_for_each_phase(tmp_path: Path) -> None:
+    found = rows(overload.tables(written(tmp_path, "overload.json"))["all"])
+    assert [row[0] for row in found[1:]] == ["0.5x", "1x", "2x", "5x"]
+    assert found[3][2] == "19.4" and found[3][6] == "3.0"
+    assert found[1][6] == "-"
+
+
+def test_scalars_of_a_flat_file_are_rows_and_series_are_charts(tmp_path: Path) -> None:
+    section = flat.section(written(tmp_path, "soak.json"), "Soak", "words")
+    found = dict(map(tuple, rows(section.tables[0][1])))  # type: ignore[arg-type]
+    assert (found["requests"], found["steady"], found["minutes"]) == ("54,000", "yes", "30")
+    assert len(section.charts) == 3
+
+
+def test_the_engines_table_has_every_shape(tmp_path: Path) -> None:
+    entry = {"median": 10.04, "min": 9.0, "max": 11.0}
+    ms = {"1x16": {"ours": entry | {"speedup": 2.0}, "theirs": entry}, "ceiling": {"gflops": entry}}
+    write_json(tmp_path / "engines.json", {"ms": ms})
+    found = rows(engines.tables(tmp_path / "engines.json")["all"])
+    assert found == [["batch x tokens", "ours", "theirs"], ["1x16", "10.0 ms (9.0 to 11.0), 2.00x", "10.0 ms (9.0 to 11.0)"]]
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_wrong_type_anywhere_is_an_error_that_names_the_file(tmp_path: Path, name: str) -> None:
+    text = json.dumps(MADE[name]())
+    numbers = {"peers.json": '"peak_per_s": 30', "load-steady.json": '"error_rate": 0.0', "search-fifty.json": '"cores": 0.5'}
+    numbers |= {"chaos-swap.json": '"mixed": 0', "overload.json": '"goodput_per_s": 10.0', "soak.json": '"pss_mb": 400.0'}
+    assert numbers[name] in text
+    (tmp_path / name).write_text(text.replace(numbers[name], numbers[name].split(":")[0] + ': "many"', 1))
+    with pytest.raises(UsageError, match=rf"{name}.* is str 'many'; a number is needed"):
+        kind_of(tmp_path / name).section([tmp_path / name])
+
+
+@pytest.mark.parametrize("name", ["peer.json", "engines.txt", "notes.json", "load.json"])
+def test_an_unknown_file_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=rf"{name} is no measurement that is known here: peers\.json, engines\.json"):
+        kind_of(tmp_path / name)
+
+
+def test_an_unknown_file_in_the_folder_stops_the_report(tmp_path: Path) -> None:
+    write_json(tmp_path / "strange.json", {})
+    with pytest.raises(UsageError, match=r"strange\.json is no measurement"):
+        sections(tmp_path)
+
+
+def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is no folder of measurements"):
+        sections(tmp_path / "absent")
+
+
+def test_what_is_there_becomes_sections_and_the_rest_is_missing(tmp_path: Path) -> None:
+    made.make_measurements(tmp_path)
+    found, missing = sections(tmp_path)
+    assert [section.name for section in found] == ["Peers", "Load", "Search", "Swap", "Overload", "Soak"]
+    assert {kind.pattern for kind in missing} | {"peers.json", "load-*.json", "search-*.json"} < {
+        kind.pattern for kind in KINDS
+    }
+    assert len(found) + len(missing) == len(KINDS)
+
+
+def test_a_part_of_a_files_tables_can_be_named(tmp_path: Path) -> None:
+    path = written(tmp_path, "peers.json")
+    assert tables_of(path, "goals") == peers.tables(path)["goals"]
+    assert tables_of(path).count("\n\n") == 3
+    with pytest.raises(UsageError, match="has no table 'goal'; it has goals, servers, open, versions"):
+        tables_of(path, "goal")
+
+
+def test_a_missing_file_is_told_with_the_command_that_makes_it(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"peers\.json does not exist; make bench-peers makes it"):
+        tables_of(tmp_path / "peers.json")
+
+
+def test_every_file_in_the_repository_is_known() -> None:
+    for path in (ROOT / "docs" / "measurements").iterdir():
+        assert kind_of(path).command
