@@ -20,6 +20,7 @@ from serving.publish import publish
 from serving.release_log import ReleaseLog
 from serving.releases import list_releases
 from serving.repository import Repository
+from serving.sequential import Limits
 from serving.shadow import Shadow
 from serving.state import ServerState
 from serving.switch import promote, retire, rollback
@@ -174,7 +175,7 @@ def test_a_shadow_of_live_traffic_lets_a_good_release_pass_and_finds_a_bad_one(c
     texts = read_probes(clean.releases[0]).texts
     requests = tmp_path / "requests.jsonl"
     write_json_lines(requests, [{"text": text, "key": str(number)} for number, text in enumerate(texts * 3)])
-    shadow = Shadow(requests=requests, share=1.0, seconds=10)
+    shadow = Shadow(requests=requests, share=1.0, seconds=60)
     with pytest.raises(Failure, match="in the shadow of live traffic the new release is bad"):
         publish(one_sided(clean.releases[0], tmp_path / "bad"), clean.repository, gate=ANY, shadow=shadow)
     assert clean.repository.versions() == [1]
@@ -182,7 +183,9 @@ def test_a_shadow_of_live_traffic_lets_a_good_release_pass_and_finds_a_bad_one(c
     empty.touch()
     with pytest.raises(Failure, match="no request came to shadow"):
         publish(clean.releases[2], clean.repository, gate=ANY, shadow=Shadow(requests=empty, seconds=0.1))
-    follow = Shadow(requests=requests, share=0.5, seconds=1)
+    quick = Limits(max_disagreement=0.5, usual_disagreement=0.1, max_error_rate=0.5, usual_error_rate=0.1, max_slowdown=1000)
+    follow = Shadow(requests=requests, share=0.5, seconds=60, limits=quick)
     assert publish(clean.releases[2], clean.repository, gate=ANY, shadow=follow) > 1
     found = [event for event in ReleaseLog(clean.repository.path).events() if event["event"] == "shadow"][-1]
+    assert found["verdict"] == "good"
     assert 0 < found["requests"] < 3 * len(texts)

@@ -72,16 +72,16 @@ class Traffic:
         self._lock = threading.Lock()
 
     @contextmanager
-    def running(self, *, closed: int = 0, rate: float = 0.0, workers: int = 8) -> Iterator[Answers]:
+    def running(self, *, closed: int = 0, think_s: float = 0.0, rate: float = 0.0, workers: int = 8) -> Iterator[Answers]:
         """Traffic for as long as the block lasts.
 
         Args:
-            closed: clients in a closed loop.
+            closed: clients in a closed loop, each of which pauses for `think_s` after an answer.
             rate: requests a second of the open loop, sent by so many `workers`.
         """
         self._stop.clear()
         started = time.monotonic()
-        threads = [threading.Thread(target=self._closed) for _ in range(closed)]
+        threads = [threading.Thread(target=self._closed, args=(think_s,)) for _ in range(closed)]
         if rate:
             threads += [threading.Thread(target=self._open, args=(started, rate)) for _ in range(workers)]
         for thread in threads:
@@ -98,10 +98,12 @@ class Traffic:
             self._turn += 1
             return self._turn
 
-    def _closed(self) -> None:
+    def _closed(self, think_s: float) -> None:
         client = tritonclient.grpc.InferenceServerClient(self._url)
         while not self._stop.is_set():
             self._ask(client, self._next(), time.monotonic())
+            if think_s:
+                self._stop.wait(think_s)
         client.close()
 
     def _open(self, started: float, rate: float) -> None:
