@@ -16,7 +16,6 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -226,10 +225,15 @@ def restart_with_damage(repository: Repository, bad: Path) -> float:
     return seconds
 
 
-def run(options: ChaosSwap, folder: Path, on_chunk: Callable[[], None] = lambda: None) -> dict[str, Any]:
+def eighty_percent(capacity: float) -> dict[str, Any]:
+    """Traffic of 80 % of so many requests a second: three quarters due at fixed times, one quarter waiting for its answers."""
+    return {"closed": 2, "think_s": 2 / (0.2 * capacity), "rate": 0.6 * capacity, "workers": 16}
+
+
+def run(options: ChaosSwap, folder: Path) -> dict[str, Any]:
     """Everything, with its files in `folder`; the figures."""
-    good = [options.release]
-    good += [variant(options.release, folder / name, name=name, shift=shift) for name, shift in (("b", 0.5), ("c", 1.0))]
+    shifts = {"b": 0.5, "c": 1.0}
+    good = [options.release, *(variant(options.release, folder / name, name=name, shift=shifts[name]) for name in shifts)]
     bad = {fault: faulty(options.release, folder / fault.replace(" ", "-"), fault) for fault in FAULTS}
     texts = read_probes(options.release).texts
     known = known_answers(folder / "scratch", good, texts)
@@ -238,10 +242,7 @@ def run(options: ChaosSwap, folder: Path, on_chunk: Callable[[], None] = lambda:
     with serving(repository) as state:
         chaos = Chaos(repository, state, good, bad, Traffic(state.grpc_url, texts, known))
         latency = measure_latency(chaos) if options.latency else {}
-        capacity = latency.get("capacity_per_s", 0.0)
-        load: dict[str, Any] = {"closed": 2}
-        if capacity:  # three quarters of the 80 % are due at fixed times, one quarter waits for its answers
-            load = {"closed": 2, "think_s": 2 / (0.2 * capacity), "rate": 0.6 * capacity, "workers": 16}
+        load = eighty_percent(latency["capacity_per_s"]) if options.latency else {"closed": 2}
         for start in tqdm(range(0, options.swaps, CHUNK), desc="swapping", unit=f"{CHUNK} swaps", mininterval=0.5):
             with chaos.traffic.running(**load):
                 for number in range(start, min(start + CHUNK, options.swaps)):
@@ -249,7 +250,12 @@ def run(options: ChaosSwap, folder: Path, on_chunk: Callable[[], None] = lambda:
             memory.append(round(family_pss_mb(state.pid), 1))
             if options.latency:
                 cost.append(round(sequential_p50_ms(chaos.traffic, 1.0), 3))
-            on_chunk()
+    restart_s = restart_with_damage(repository, bad["truncated engine"])
+    return figures(options, chaos) | latency | {"pss_mb": memory, "sequential_p50_ms": cost, "restart_s": restart_s}
+
+
+def figures(options: ChaosSwap, chaos: Chaos) -> dict[str, Any]:
+    """What was counted."""
     answers = chaos.traffic.answers
     requests = len(answers.latencies) + len(answers.failures)
     return {
@@ -263,10 +269,6 @@ def run(options: ChaosSwap, folder: Path, on_chunk: Callable[[], None] = lambda:
         "mixed": len(answers.mixed),
         "failure_rate_bound": 3 / requests,
         "wrong": [*chaos.wrong, *answers.failures[:5], *answers.mixed[:5]],
-        **latency,
-        "pss_mb": memory,
-        "sequential_p50_ms": cost,
-        "restart_s": restart_with_damage(repository, bad["truncated engine"]),
     }
 
 
