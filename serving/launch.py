@@ -101,7 +101,7 @@ def server_arguments(
     token: str,
     shm_prefix: str,
 ) -> list[str]:
-    """tritonserver's command line: explicit model control, closed to clients; the ensembles loaded."""
+    """tritonserver's command line: explicit model control, closed to clients; only the ensembles and their steps."""
     closed = ",".join(CLOSED_TO_CLIENTS)
     arguments = [
         f"--model-repository={repository}",
