@@ -30,18 +30,16 @@ from contract.files import write_json
 from contract.probes import read_probes
 from contract.release import read_manifest
 from contract.tensors import ENGINE
-from serving.gate import Gate
 from serving.publish import publish
 from serving.repository import Repository
 from serving.state import ServerState
 from serving.switch import promote, retire, rollback
 from tests.served import deployed, serving
 from tests.serving.faults import FAULTS, faulty, variant
-from tests.serving.traffic import Answers, Traffic, known_answers
+from tests.serving.traffic import ANY, Answers, Traffic, known_answers
 
 ROOT = Path(__file__).resolve().parents[2]
 CHUNK = 10
-ANY = Gate(accept_disagreement=True, max_slowdown=1000)  # under this traffic latency says nothing
 MOVES = ("publish", "rollback", "promote")
 
 

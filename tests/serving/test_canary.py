@@ -22,9 +22,8 @@ from serving.shadow import Shadow, follow, parse_request
 from serving.state import ServerState
 from tests.served import deployed, serving
 from tests.serving.faults import variant
-from tests.serving.test_publish import ANY
 from tests.serving.test_sequential import DECIDED_WITHIN
-from tests.serving.traffic import known_answers
+from tests.serving.traffic import ANY, known_answers
 from tests.tiny import tiny_texts
 
 PATIENT = Limits(max_slowdown=1000)  # how fast a crowded machine is says nothing here

@@ -26,11 +26,9 @@ from serving.state import ServerState
 from serving.switch import promote, retire, rollback
 from tests.served import deployed, serving, wait_until
 from tests.serving.faults import faulty, variant, vouch
-from tests.serving.traffic import Traffic, known_answers
+from tests.serving.traffic import ANY, Traffic, known_answers
 
 pytestmark = pytest.mark.server
-
-ANY = Gate(accept_disagreement=True, max_slowdown=1000)  # how fast a crowded machine is says nothing here
 
 
 @dataclass

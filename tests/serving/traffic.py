@@ -19,6 +19,7 @@ import numpy as np
 import tritonclient.grpc
 
 from contract.tensors import CLASSIFIER, LOGITS, RELEASE, STEPS, TEXT
+from serving.gate import Gate
 from serving.rehearsal import run_rehearsal
 from tests.served import deployed
 
@@ -27,6 +28,10 @@ Known = dict[str, np.ndarray]  # type: ignore[type-arg]
 
 BOUND = 1e-2
 """Logits nearer than this to what is known are the same; releases in a test are further apart."""
+
+
+ANY = Gate(accept_disagreement=True, max_slowdown=1000)
+"""Lets every release pass that answers rightly: how fast a crowded machine is says nothing."""
 
 
 def known_answers(scratch: Path, releases: Iterable[Path], texts: list[str]) -> Known:
