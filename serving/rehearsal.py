@@ -20,8 +20,8 @@ from contract.tensors import STEPS
 from serving import rehearsed
 from serving.repository import Repository
 
-NICENESS = 10
-"""Of the child: it takes the time that serving leaves over. At 19 it would hardly run at all beside a busy server."""
+NICENESS = 5
+"""Of the child: a quarter of a core where serving wants all of it. At 19 it would hardly run beside a busy server."""
 
 TIMEOUT_S = 300.0
 

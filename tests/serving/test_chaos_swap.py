@@ -12,6 +12,7 @@ from tests.serving.faults import FAULTS
 
 
 @pytest.mark.server
+@pytest.mark.timeout(900)  # half a minute on a machine of its own, minutes on a crowded one
 def test_thirty_swaps_are_noticed_by_no_client(release: Path, tmp_path: Path) -> None:
     found = run(ChaosSwap(release=release, swaps=30, latency=False), tmp_path)
     assert found["wrong"] == []
