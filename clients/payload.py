@@ -5,6 +5,7 @@ Shapes: B texts of one request, C classes.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -48,6 +49,12 @@ def _encode_text(number: int, text: str) -> bytes:
 def batch_slices(count: int) -> Iterator[slice]:
     """The requests that `count` texts travel in: at most `MAX_BATCH_SIZE` each, in order."""
     return (slice(start, start + MAX_BATCH_SIZE) for start in range(0, count, MAX_BATCH_SIZE))
+
+
+def request_ids(count: int, given: str = "") -> list[str]:
+    """The ids of the requests of one call: `given`, or a random one, with "/0", "/1", ... added where there are several."""
+    name = given or uuid.uuid4().hex
+    return [name] if count == 1 else [f"{name}/{number}" for number in range(count)]
 
 
 def parse_classes(row: Sequence[bytes]) -> dict[str, float]:
