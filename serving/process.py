@@ -14,6 +14,7 @@ from pathlib import Path
 
 from contract.command import Failure
 from serving.launch import DRAIN_TIMEOUT_S, Installation
+from serving.stack import deepen_stack
 
 _PR_SET_PDEATHSIG = 1
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lives, not a temporary folder of ours
@@ -36,7 +37,7 @@ class ServerProcess:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C reaches us alone, and we drain it
                 # Should this process be killed, the server is told to drain, instead of living on unseen.
-                preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM),  # noqa: PLW1509 - no threads yet
+                preexec_fn=lambda: (libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM), deepen_stack()),  # noqa: PLW1509 - no threads yet
             )
 
     @property
