@@ -56,6 +56,7 @@ def listen(address: str, flag: str) -> socket.socket:
     """A listening socket at "host:port"; port 0 takes a free one. Raises `Failure` naming the flag when it is in use."""
     host, _, port = address.rpartition(":")
     holder = socket.socket()
+    holder.setblocking(False)  # nginx takes an inherited socket as it is, and its workers must not wait in accept
     holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         holder.bind((host, int(port)))

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,27 +32,28 @@ class Proxied:
     pid: int
 
 
-def start_proxy(repository: Path, *arguments: str) -> subprocess.Popen[str]:
-    """`python -m serving.proxy` on free ports, with its output in pipes."""
+def proxy_command(repository: Path, *arguments: str) -> list[str]:
+    """`python -m serving.proxy` on free ports."""
     ports = ("--listen", "127.0.0.1:0", "--grpc-listen", "127.0.0.1:0")
-    command = [sys.executable, "-m", "serving.proxy", "--repository", str(repository), *ports, *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return [sys.executable, "-m", "serving.proxy", "--repository", str(repository), *ports, *arguments]
 
 
 @contextmanager
 def proxying(repository: Path, state: ServerState, *arguments: str) -> Iterator[Proxied]:
     """A proxy for as long as the block lasts; it must end with code 0 when told to stop."""
-    process = start_proxy(repository, *arguments)
-    assert process.stdout is not None
-    words = process.stdout.readline().split()  # HTTP host:port gRPC host:port ...
-    if len(words) < 4:
-        raise AssertionError(f"the proxy did not start: {process.communicate(timeout=60)}")
-    try:
-        yield Proxied(words[1], words[3], state, process.pid)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        output, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, (output, errors)
+    with tempfile.TemporaryFile("w+") as log:  # no pipe: nginx would stand still once nobody has emptied it
+        command = proxy_command(repository, *arguments)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        assert process.stdout is not None
+        words = process.stdout.readline().split()  # HTTP host:port gRPC host:port ...
+        try:
+            assert len(words) > 3, "the proxy did not start"
+            yield Proxied(words[1], words[3], state, process.pid)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=60)
+            log.seek(0)
+            assert process.returncode == 0, log.read()[-5000:]
 
 
 def pretended(folder: Path, *, http: str, grpc: str) -> ServerState:
