@@ -28,6 +28,7 @@ class ServerProcess:
     def __init__(self, installation: Installation, arguments: Sequence[str], *, log: Path, shm_prefix: str) -> None:
         self._log, self._shm_prefix = log, shm_prefix
         libc = ctypes.CDLL(None)
+        deepen_stack()  # the child has it from us
         with log.open("wb") as file:
             self._process = subprocess.Popen(
                 [str(installation.binary), *installation.arguments, *arguments],
@@ -37,7 +38,7 @@ class ServerProcess:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C reaches us alone, and we drain it
                 # Should this process be killed, the server is told to drain, instead of living on unseen.
-                preexec_fn=lambda: (libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM), deepen_stack()),  # noqa: PLW1509 - no threads yet
+                preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM),  # noqa: PLW1509 - no threads yet
             )
 
     @property

@@ -13,7 +13,7 @@ STACK_BYTES = 128 * 2**20
 
 
 def deepen_stack() -> None:
-    """Give the program that this process turns into, and its threads, `STACK_BYTES`, or as much as is allowed."""
+    """Let the threads of this process's children have `STACK_BYTES`, or as much as is allowed."""
     _, hard = resource.getrlimit(resource.RLIMIT_STACK)
     soft = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
     resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))

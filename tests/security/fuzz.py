@@ -10,9 +10,7 @@ a file; the same seed gives the same requests.
 from __future__ import annotations
 
 import csv
-import json
 import socket
-import struct
 import tempfile
 import time
 from collections import Counter
@@ -43,8 +41,9 @@ BETWEEN = 50
 """Requests from one valid request to the next."""
 
 INSIDE = (
-    "ensemble", "python backend", "python_backend", "stub", "shm", "/dev/", "/opt/", "/tmp", "/usr/", "/home/", "model.py",
+    "ensemble", "python backend", "python_backend", "stub", "shm", "/dev/", "/opt/", "/usr/", "/home/", "model.py",
     "traceback", "onnx", "openvino", "tensorrt", "libtriton", "bert_tokenizer", "bert_engine", "triton-control", "config.pbtxt",
+    "/tmp",  # noqa: S108 - a word to look for
 )  # fmt: skip
 """What no error may say, unless the request said it."""
 

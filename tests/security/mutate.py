@@ -24,8 +24,10 @@ PATHS = [
     "/v2/models/bert_engine/infer", "/v2/health/ready", "/v2/models/bert_classifier/versions/2/infer", "/v2//models/x/../infer",
 ]  # fmt: skip
 HEADERS = [
-    "Content-Encoding: gzip", "Transfer-Encoding: chunked", "Expect: 100-continue", "Connection: close", "Accept-Encoding: gzip",
-    "Inference-Header-Content-Length: 7", "Content-Type: application/octet-stream", "triton-control: x", "Upgrade: h2c", "X: \x01",
+    "Content-Encoding: gzip", "Transfer-Encoding: chunked", "Expect: 100-continue", "Connection: close",
+    "Accept-Encoding: gzip",
+    "Inference-Header-Content-Length: 7", "Content-Type: application/octet-stream", "triton-control: x", "Upgrade: h2c",
+    "X: \x01",
     "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "Cookie: " + "c" * 4000, "X-Forwarded-For: ::1",
 ]  # fmt: skip
 
@@ -43,7 +45,9 @@ class Case:
 
 def case(random: Random) -> Case:
     """Any request."""
-    make: Callable[[Random], Case] = random.choices([http_json, http_binary, http_head, grpc_fields, grpc_bytes, raw], WEIGHTS)[0]
+    make: Callable[[Random], Case] = random.choices([http_json, http_binary, http_head, grpc_fields, grpc_bytes, raw], WEIGHTS)[
+        0
+    ]
     return make(random)
 
 
@@ -158,7 +162,9 @@ def _change(value: Any, random: Random) -> Any:
         return random.choice(NASTY)
     if isinstance(value, dict):
         changed = {key: _change(item, random) for key, item in value.items() if random.random() > 0.03}
-        return changed | ({random.choice(["parameters", "x", "", "data"]): random.choice(NASTY)} if random.random() < 0.05 else {})
+        return changed | (
+            {random.choice(["parameters", "x", "", "data"]): random.choice(NASTY)} if random.random() < 0.05 else {}
+        )
     if isinstance(value, list) and len(value) < 10:
         return [_change(item, random) for item in value]
     return value
@@ -166,7 +172,9 @@ def _change(value: Any, random: Random) -> Any:
 
 def _deep(body: bytes, random: Random) -> bytes:
     levels = random.choice([10, 1000, 100_000])
-    return body.replace(b"[", b"[" * levels, 1).replace(b"]", b"]" * levels, 1) if random.random() < 0.5 else body + b"[" * levels
+    return (
+        body.replace(b"[", b"[" * levels, 1).replace(b"]", b"]" * levels, 1) if random.random() < 0.5 else body + b"[" * levels
+    )
 
 
 def _piece(text: bytes, random: Random) -> bytes:

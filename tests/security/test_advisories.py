@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -72,9 +72,8 @@ def test_a_control_call_cannot_bring_files_in(proxied: Proxied) -> None:
 @pytest.mark.parametrize("where", ["input", "output"])
 def test_shared_memory_is_not_offered_and_its_names_are_not_told(proxied: Proxied, where: str) -> None:
     region = {"shared_memory_region": "guessed", "shared_memory_byte_size": 8}
-    body = {"inputs": [{"name": "TEXT", "shape": [1, 1], "datatype": "BYTES"}]}
     if where == "input":
-        body["inputs"][0]["parameters"] = region
+        body = {"inputs": [{"name": "TEXT", "shape": [1, 1], "datatype": "BYTES", "parameters": region}]}
     else:
         body = json.loads(texts_body("the cat runs")) | {"outputs": [{"name": "logits", "parameters": region}]}
     reply = post(proxied.http_url, json.dumps(body).encode())
@@ -82,7 +81,7 @@ def test_shared_memory_is_not_offered_and_its_names_are_not_told(proxied: Proxie
     with tritonclient.grpc.InferenceServerClient(proxied.grpc_url) as client:
         tensor = tritonclient.grpc.InferInput("TEXT", [1, 1], "BYTES")
         tensor.set_shared_memory("guessed", 8)
-        with pytest.raises(InferenceServerException, match="^.StatusCode.NOT_FOUND. not found: no such model"):
+        with pytest.raises(InferenceServerException, match="not found: no such model"):
             client.infer("bert_classifier", [tensor], client_timeout=60)
 
 
@@ -121,7 +120,7 @@ def test_the_key_of_a_shared_memory_region_in_an_error_stays_inside(tmp_path: Pa
 
 
 def leaky_call(code: grpc.StatusCode) -> grpc.RpcMethodHandler:
-    def fail(message: bytes, context: grpc.ServicerContext) -> bytes:
+    def fail(message: bytes, context: grpc.ServicerContext) -> None:
         context.abort(code, LEAK)
 
     return grpc.unary_unary_rpc_method_handler(fail)
@@ -152,7 +151,7 @@ def test_a_step_called_by_its_name_tells_nothing_of_its_inside(proxied: Proxied)
         ids, mask = (tritonclient.grpc.InferInput(name, [1, 4], "INT32") for name in ("input_ids", "attention_mask"))
         ids.set_data_from_numpy(np.array([[1, 2**30, -7, 3]], np.int32))
         mask.set_data_from_numpy(np.ones((1, 4), np.int32))
-        with pytest.raises(InferenceServerException, match="this is no valid request|could not answer") as raised:
+        with pytest.raises(InferenceServerException, match=r"this is no valid request|could not answer") as raised:
             client.infer("bert_engine", [ids, mask], client_timeout=60)
     assert not any(word in raised.value.message().lower() for word in ("onnx", "node", "embed"))
 
@@ -182,7 +181,15 @@ def test_compressed_messages_are_refused(proxied: Proxied, algorithm: str) -> No
 
 @pytest.mark.parametrize(
     ("length", "status"),
-    [(str(LARGEST_BODY + 1), 413), (str(2**62), 413), (str(2**64 + 5), 400), ("9" * 40, 400), ("-1", 400), ("+5", 400), ("5x", 400)],
+    [
+        (str(LARGEST_BODY + 1), 413),
+        (str(2**62), 413),
+        (str(2**64 + 5), 400),
+        ("9" * 40, 400),
+        ("-1", 400),
+        ("+5", 400),
+        ("5x", 400),
+    ],
 )
 def test_the_length_of_a_body_is_judged_before_the_body_is_read(proxied: Proxied, length: str, status: int) -> None:
     assert post(proxied.http_url, b"", Content_Length=length, Inference_Header_Content_Length="5").status == status
@@ -207,7 +214,7 @@ def test_a_length_of_the_json_part_beyond_the_body_is_refused_by_the_server(prox
     assert (reply.status, "inference header size" in reply.error()) == (400, True)
 
 
-DEEP = {
+DEEP: dict[str, Callable[[int], bytes]] = {
     "arrays": lambda size: b"[" * size,
     "closed arrays": lambda size: b"[" * (size // 2) + b"]" * (size // 2),
     "data": lambda size: _around(b'"data":', (size - 80) // 2),

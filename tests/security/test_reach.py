@@ -82,9 +82,7 @@ def test_without_the_token_the_server_itself_refuses_over_grpc(hardened: ServerS
 
 
 def test_with_the_token_the_operator_is_let_in_over_both(hardened: ServerState) -> None:
-    reply = send(
-        hardened.http_url, request("POST", "/v2/repository/index", b"", triton_control=hardened.control_token)
-    )
+    reply = send(hardened.http_url, request("POST", "/v2/repository/index", b"", triton_control=hardened.control_token))
     assert {model["name"] for model in json.loads(reply.body)} >= {"bert_classifier", "bert_engine", "bert_tokenizer"}
     key = f"triton-grpc-protocol-{CONTROL_HEADER}"
     assert call(hardened.grpc_url, "index", {key: hardened.control_token}) is None
@@ -118,7 +116,8 @@ def test_clients_are_answered_over_the_proxy_as_by_the_server(proxied: Proxied, 
 
 @needs_nginx
 @pytest.mark.parametrize(
-    "path", ["/v2/health/live", "/v2/health/ready", "/v2/models/bert_classifier/ready", "/v2/models/bert_classifier/versions/1/ready"]
+    "path",
+    ["/v2/health/live", "/v2/health/ready", "/v2/models/bert_classifier/ready", "/v2/models/bert_classifier/versions/1/ready"],
 )
 def test_health_is_reached_and_only_read(proxied: Proxied, path: str) -> None:
     assert send(proxied.http_url, request("GET", path)).status == 200

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import time
@@ -36,12 +37,10 @@ def connected(url: str) -> socket.socket:
 
 
 def send(url: str, data: bytes) -> Reply:
-    """Send `data`, say that this is all, and read until the peer closes or has answered."""
+    """Send `data` and read until the peer closes or has answered."""
     with connected(url) as connection:
-        try:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused early; the answer may still be there
             connection.sendall(data)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # refused before all of it was sent; the answer may still be there
         return receive(connection)
 
 
@@ -57,7 +56,7 @@ def receive(connection: socket.socket, *, method: str = "POST") -> Reply:
         except ConnectionResetError:
             piece = b""
         if not piece:
-            return parse(data + b"", method) or Reply(0, {}, data)
+            return Reply(0, {}, data)
         data += piece
     return parsed
 
