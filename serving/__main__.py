@@ -16,20 +16,23 @@ import socket
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from clients import ClassifierError, connect
+from clients.transport import ProtocolName
 from contract.command import Failure, UsageError, run_command
 from serving.launch import find_installation, server_arguments
 from serving.process import ServerProcess
 from serving.releases import DEFAULT_REPOSITORY, PROBE_TEXT
 from serving.repository import Repository
 from serving.state import ServerState, read_state, remove_state
+from serving.tls import GrpcTls
+from serving.tracing import Tracing
 
 POLL_S = 0.1
 
@@ -54,6 +57,8 @@ class Serve:
     """How long loading may take."""
     log: Path | None = None
     """The server's log; REPOSITORY.log when left out."""
+    tls: Annotated[GrpcTls, tyro.conf.OmitArgPrefixes] = field(default_factory=GrpcTls)
+    tracing: Annotated[Tracing, tyro.conf.OmitArgPrefixes] = field(default_factory=Tracing)
 
     def __post_init__(self) -> None:
         for name in ("grpc_port", "http_port", "metrics_port"):
@@ -91,7 +96,7 @@ def claim_ports(address: str, wanted: dict[str, int]) -> dict[str, int]:
     return ports
 
 
-def wait_for_answer(server: ServerProcess, url: str, timeout_s: float) -> str:
+def wait_for_answer(server: ServerProcess, url: str, protocol: ProtocolName, timeout_s: float) -> str:
     """Wait until the classifier answers a text, not only until it says that it is ready; the release that answered.
 
     Raises:
@@ -101,7 +106,7 @@ def wait_for_answer(server: ServerProcess, url: str, timeout_s: float) -> str:
     while True:
         server.check_alive()
         try:
-            with connect(url, timeout_s=timeout_s) as classifier:
+            with connect(url, protocol, timeout_s=timeout_s) as classifier:
                 classifier.check_ready()
                 return classifier.classify([PROBE_TEXT])[0].release
         except ClassifierError as error:
@@ -146,10 +151,13 @@ def _run(options: Serve, state: ServerState, ports: dict[str, int], workspace: P
         token=state.control_token,
         shm_prefix=shm_prefix,
     )
+    arguments += options.tls.arguments() + options.tracing.arguments()
+    # With TLS on the gRPC port, only somebody with the clients' certificate could ask there.
+    probed: tuple[str, ProtocolName] = (state.http_url, "http") if options.tls else (state.grpc_url, "grpc")
     started = time.perf_counter()
     server = ServerProcess(find_installation(workspace), arguments, log=log, shm_prefix=shm_prefix)
     try:
-        release = wait_for_answer(server, state.grpc_url, options.start_timeout_s)
+        release = wait_for_answer(server, *probed, options.start_timeout_s)
         state.write(options.repository)
         print(f"{release} answers after {time.perf_counter() - started:.1f} s; log: {log}")
         print(

@@ -118,6 +118,7 @@ def server_arguments(
         f"--grpc-restricted-protocol={closed}:{CONTROL_HEADER}={token}",
         f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
         f"--exit-timeout-secs={DRAIN_TIMEOUT_S}",
+        "--metrics-config=summary_latencies=true",  # quantiles: the p99 of docker/prometheus
     ]
     if config_name:
         arguments.append(f"--model-config-name={config_name}")
