@@ -18,10 +18,11 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -34,6 +35,8 @@ from serving.releases import DEFAULT_REPOSITORY
 from serving.repository import Repository
 from serving.state import ServerState, read_state, remove_state
 from serving.supervisor import Limits, Supervisor
+from serving.tls import GrpcTls
+from serving.tracing import Tracing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,8 @@ class Serve:
     """Ends of the server in a row, none after a minute of service, until it gives up."""
     log: Path | None = None
     """The server's log; REPOSITORY.log when left out."""
+    tls: Annotated[GrpcTls, tyro.conf.OmitArgPrefixes] = field(default_factory=GrpcTls)
+    tracing: Annotated[Tracing, tyro.conf.OmitArgPrefixes] = field(default_factory=Tracing)
 
     def __post_init__(self) -> None:
         for name in ("grpc_port", "http_port", "metrics_port"):
@@ -99,6 +104,25 @@ def claim_ports(address: str, wanted: dict[str, int]) -> dict[str, int]:
         for holder in held:
             holder.close()
     return ports
+
+
+def wait_for_answer(server: ServerProcess, url: str, protocol: ProtocolName, timeout_s: float) -> str:
+    """Wait until the classifier answers a text, not only until it says that it is ready; the release that answered.
+
+    Raises:
+        Failure: the server ended, or did not answer in time; with the cause out of its log.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        server.check_alive()
+        try:
+            with connect(url, protocol, timeout_s=timeout_s) as classifier:
+                classifier.check_ready()
+                return classifier.classify([PROBE_TEXT])[0].release
+        except ClassifierError as error:
+            if time.monotonic() > deadline:
+                raise Failure(f"no answer within {timeout_s:g} s ({error}); the log says:\n{server.cause()}") from error
+        time.sleep(POLL_S)
 
 
 def serve(options: Serve) -> None:
@@ -167,6 +191,7 @@ def _starter(
             token=state.control_token,
             shm_prefix=shm_prefix,
         )
+        arguments += options.tls.arguments() + options.tracing.arguments()
         environment = {SHM_PREFIX_VARIABLE: shm_prefix}
         return ServerProcess(installation, arguments, log=log, shm_prefix=shm_prefix, environment=environment)
 

@@ -124,6 +124,7 @@ def server_arguments(
         # 32 idle threads an instance otherwise, for calls from python models to the server, of which ours make few.
         "--backend-config=python,thread-pool-size=2",
         f"--exit-timeout-secs={DRAIN_TIMEOUT_S}",
+        "--metrics-config=summary_latencies=true",  # quantiles: the p99 of docker/prometheus
     ]
     if config_name:
         arguments.append(f"--model-config-name={config_name}")

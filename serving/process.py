@@ -15,6 +15,7 @@ from pathlib import Path
 from contract.command import Failure
 from serving.launch import DRAIN_TIMEOUT_S, Installation
 from serving.stubs import ZOMBIE, find_children
+from serving.stack import deepen_stack
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lives, not a temporary folder of ours
 _CAUSE = re.compile(r"failed to load|Internal:|Invalid argument|Error:|error:|\bE\d{4} ", re.I)
@@ -35,6 +36,7 @@ class ServerProcess:
         self, installation: Installation, arguments: Sequence[str], *, log: Path, shm_prefix: str, environment: dict[str, str]
     ) -> None:
         self._log, self._shm_prefix = log, shm_prefix
+        deepen_stack()  # the child has it from us
         with log.open("ab") as file:
             self._log_start = file.tell()
             command = [str(installation.binary), *installation.arguments, *arguments]
