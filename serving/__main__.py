@@ -19,7 +19,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Literal
@@ -104,25 +103,6 @@ def claim_ports(address: str, wanted: dict[str, int]) -> dict[str, int]:
         for holder in held:
             holder.close()
     return ports
-
-
-def wait_for_answer(server: ServerProcess, url: str, protocol: ProtocolName, timeout_s: float) -> str:
-    """Wait until the classifier answers a text, not only until it says that it is ready; the release that answered.
-
-    Raises:
-        Failure: the server ended, or did not answer in time; with the cause out of its log.
-    """
-    deadline = time.monotonic() + timeout_s
-    while True:
-        server.check_alive()
-        try:
-            with connect(url, protocol, timeout_s=timeout_s) as classifier:
-                classifier.check_ready()
-                return classifier.classify([PROBE_TEXT])[0].release
-        except ClassifierError as error:
-            if time.monotonic() > deadline:
-                raise Failure(f"no answer within {timeout_s:g} s ({error}); the log says:\n{server.cause()}") from error
-        time.sleep(POLL_S)
 
 
 def serve(options: Serve) -> None:
