@@ -22,7 +22,6 @@ from tests.clients.async_memory import AsyncMemoryTransport
 from tests.clients.memory import RELEASE_ID, logits_of
 from tests.clients.scored import Serve, label_of, options_of, parquet_rows, read_csv, write_csv
 
-
 PIECES = ["a", "word", " ", ",", '"', "\n", "\r", "\r\n", "'", "木", "é", "\U0001f600", "\t", "007", "\0"]
 
 

@@ -70,7 +70,7 @@ def test_a_killed_run_goes_on_where_it_was(serve: Serve, tmp_path: Path) -> None
     write_csv(tmp_path / "in.csv", [[str(number), f"text {number}"] for number in range(95)])
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT)
     try:
-        assert wait_until((tmp_path / "out.csv.parts" / "part-00000003.csv").exists, seconds=60)
+        assert wait_until((tmp_path / "out.csv.parts" / "part-00000003.csv").exists, seconds=120)
         with pytest.raises(UsageError, match=r"another process is at work in .*out\.csv\.parts"):
             score(options_of(tmp_path, batch=10, resume=True))
     finally:
