@@ -21,7 +21,7 @@ def command(*arguments: str, stdin: bytes = b"", **environment: str) -> subproce
     """The command as a user calls it."""
     words = [sys.executable, "-m", "clients.classify", *arguments]
     variables = os.environ | environment
-    return subprocess.run(words, input=stdin, capture_output=True, check=False, cwd=ROOT, timeout=60, env=variables)
+    return subprocess.run(words, input=stdin, capture_output=True, check=False, cwd=ROOT, timeout=200, env=variables)
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
@@ -80,7 +80,7 @@ def test_it_fails_in_order_even_while_standard_input_is_open() -> None:
         assert process.stdin is not None
         process.stdin.write(b"a line\n")
         process.stdin.flush()
-        assert process.wait(60) == 1
+        assert process.wait(200) == 1
         assert process.stderr is not None
         assert process.stderr.read().startswith(b"failed: Unavailable: ")
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from clients import (
+    AsyncClassifier,
     ClassifierError,
     Prediction,
     RetryPolicy,
@@ -27,7 +28,7 @@ from clients import (
 from clients.wire import ProtocolName
 from contract.tensors import TOKENIZER
 from serving.state import ServerState
-from tests.clients.relay import Authority, hung_up, relayed, tls_context
+from tests.clients.relay import Authority, Relay, hung_up, relayed, tls_context
 from tests.clients.sockets import closed_url, silent_url
 from tests.tiny import tiny_texts
 
@@ -189,18 +190,33 @@ def test_a_lost_connection_is_opened_again_and_the_call_succeeds(
 def test_connections_lost_under_load_cost_no_call(server: ServerState, protocol: ProtocolName) -> None:
     target = server.grpc_url if protocol == "grpc" else server.http_url
 
-    async def main(url: str, lose: Callable[[], None]) -> None:
-        async with connect_async(url, protocol, retry=RetryPolicy(), in_flight=4, timeout_s=200) as classifier:
-            calls = [asyncio.create_task(classifier.classify(TEXTS)) for _ in range(20)]
-            for done in range(1, 6):
-                while sum(call.done() for call in calls) < 3 * done:
-                    await asyncio.sleep(0.01)
-                await asyncio.to_thread(lose)
-            for rows in await asyncio.gather(*calls):
-                assert [row.text for row in rows] == TEXTS
+    done = 0
+
+    async def use(classifier: AsyncClassifier) -> None:
+        nonlocal done
+        for _ in range(10):
+            rows = await classifier.classify(TEXTS)
+            assert [row.text for row in rows] == TEXTS
+            done += 1
+
+    async def lose(relay: Relay) -> None:
+        for number in range(1, 6):
+            while done < 5 * number:
+                await asyncio.sleep(0.01)
+            await asyncio.to_thread(relay.lose_connections)
+
+    async def main(url: str, relay: Relay) -> None:
+        async with (
+            connect_async(url, protocol, retry=RetryPolicy(), in_flight=4, timeout_s=200) as classifier,
+            asyncio.TaskGroup() as group,
+        ):
+            for _ in range(4):
+                group.create_task(use(classifier))
+            group.create_task(lose(relay))
 
     with relayed(target) as (url, relay):
-        asyncio.run(main(url, relay.lose_connections))
+        asyncio.run(main(url, relay))
+        assert done == 40
         assert relay.accepted > 1
 
 

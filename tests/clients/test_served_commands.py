@@ -60,7 +60,7 @@ def test_a_line_is_answered_while_the_next_is_still_being_written(server: Server
             assert label in {"animal", "plant"}
             assert score.endswith("%")
         process.stdin.close()
-        assert process.wait(60) == 0
+        assert process.wait(200) == 0
 
 
 def write_input(path: Path, rows: int) -> None:
