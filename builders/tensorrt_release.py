@@ -24,9 +24,9 @@ from builders.accuracy import Accuracy
 from builders.calibration import Calibration, read_calibration
 from builders.engine_record import EngineRecord
 from builders.gpu import describe_gpu
-from builders.graph_census import census, check_graph, check_precision, skeleton
+from builders.graph_census import census, check_graph, check_precision
 from builders.graph_runner import graph_engine, pack
-from builders.graph_writer import Typing
+from builders.graph_writer import Typing, skeleton
 from builders.input_ranges import choose_ranges, read_ranges
 from builders.packed_graph import packed_onnx
 from builders.parity import BOUNDS, Engine, Int32, Parity, Reference, failures_of, make_reference, prove
