@@ -17,6 +17,11 @@ from scipy.stats import binomtest
 ALLOWED_DROP = 0.003
 """Accuracy that an engine may lose: 0.3 points."""
 
+ENOUGH_ROWS = 5000
+"""On fewer rows a drop beyond `ALLOWED_DROP` counts only where it is hardly chance: a p-value below `SIGNIFICANT`."""
+
+SIGNIFICANT = 0.05
+
 Logits = npt.NDArray[np.float32]
 
 
@@ -46,9 +51,9 @@ class Accuracy:
 
     @property
     def failures(self) -> list[str]:
-        """Empty unless the engine loses more than is allowed, and more than the rows' own noise."""
-        drop = self.checkpoint - self.engine
-        if drop <= max(self.allowed_drop, self.noise):
+        """Empty unless the engine loses more than is allowed, and on few rows more than chance explains."""
+        drop = (self.lost - self.won) / self.rows
+        if drop <= self.allowed_drop or (self.rows < ENOUGH_ROWS and self.p_value >= SIGNIFICANT):
             return []
         return [
             f"accuracy falls by {100 * drop:.2f} points, from {self.checkpoint:.2%} to {self.engine:.2%} on {self.rows} rows "
