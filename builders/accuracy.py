@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binomtest
 
 ALLOWED_DROP = 0.003
 """Accuracy that an engine may lose: 0.3 points."""
@@ -75,5 +74,12 @@ def compare_accuracy(engine: Logits, checkpoint: Logits, labels: Sequence[int]) 
     right, right_before = ours == truth, theirs == truth
     lost, won = int((right_before & ~right).sum()), int((right & ~right_before).sum())
     facts: dict[str, Any] = {"flips": int((ours != theirs).sum()), "lost": lost, "won": won}
-    p_value = float(binomtest(lost, lost + won).pvalue) if lost + won else 1.0
+    p_value = mcnemar(lost, won)
     return Accuracy(len(truth), float(right_before.mean()), float(right.mean()), p_value=p_value, **facts)
+
+
+def mcnemar(lost: int, won: int) -> float:
+    """Exact two-sided p-value: how often `lost + won` throws of a coin would be at least as uneven."""
+    throws = lost + won
+    tail = sum(math.comb(throws, number) for number in range(min(lost, won) + 1))
+    return min(1.0, 2 * tail / 2**throws)
