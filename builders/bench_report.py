@@ -112,11 +112,15 @@ def _table(size: str, engines: Mapping[str, Any], accuracy: Mapping[str, Any]) -
     lines = [head, "|---" * 7 + "|"]
     for name, engine in engines.items():
         speed, times = engine["samples_per_s"], engine["batch_ms"]
-        lines.append(
-            f"| {name} | {speed['median']:.1f} ({speed['min']:.1f} to {speed['max']:.1f}) "
-            f"| {engine['tokens_per_s']['median']:.0f} | {times['p50']:.1f} / {times['p95']:.1f} / {times['p99']:.1f} | {engine['speedup']:.2f}x "
-            f"| {accuracy[name]['accuracy']:.2%} | {accuracy[name]['flips']:.2%} |"
+        cells = (
+            f"{speed['median']:.1f} ({speed['min']:.1f} to {speed['max']:.1f})",
+            f"{engine['tokens_per_s']['median']:.0f}",
+            f"{times['p50']:.1f} / {times['p95']:.1f} / {times['p99']:.1f}",
+            f"{engine['speedup']:.2f}x",
+            f"{accuracy[name]['accuracy']:.2%}",
+            f"{accuracy[name]['flips']:.2%}",
         )
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
 
