@@ -12,10 +12,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binomtest
 
 ALLOWED_DROP = 0.003
 """Accuracy that an engine may lose: 0.3 points."""
+
+ENOUGH_ROWS = 5000
+"""On fewer rows a drop beyond `ALLOWED_DROP` counts only where it is hardly chance: a p-value below `SIGNIFICANT`."""
+
+SIGNIFICANT = 0.05
 
 Logits = npt.NDArray[np.float32]
 
@@ -46,9 +50,9 @@ class Accuracy:
 
     @property
     def failures(self) -> list[str]:
-        """Empty unless the engine loses more than is allowed, and more than the rows' own noise."""
-        drop = self.checkpoint - self.engine
-        if drop <= max(self.allowed_drop, self.noise):
+        """Empty unless the engine loses more than is allowed, and on few rows more than chance explains."""
+        drop = (self.lost - self.won) / self.rows
+        if drop <= self.allowed_drop or (self.rows < ENOUGH_ROWS and self.p_value >= SIGNIFICANT):
             return []
         return [
             f"accuracy falls by {100 * drop:.2f} points, from {self.checkpoint:.2%} to {self.engine:.2%} on {self.rows} rows "
@@ -70,5 +74,12 @@ def compare_accuracy(engine: Logits, checkpoint: Logits, labels: Sequence[int]) 
     right, right_before = ours == truth, theirs == truth
     lost, won = int((right_before & ~right).sum()), int((right & ~right_before).sum())
     facts: dict[str, Any] = {"flips": int((ours != theirs).sum()), "lost": lost, "won": won}
-    p_value = float(binomtest(lost, lost + won).pvalue) if lost + won else 1.0
+    p_value = mcnemar(lost, won)
     return Accuracy(len(truth), float(right_before.mean()), float(right.mean()), p_value=p_value, **facts)
+
+
+def mcnemar(lost: int, won: int) -> float:
+    """Exact two-sided p-value: how often `lost + won` throws of a coin would be at least as uneven."""
+    throws = lost + won
+    tail = sum(math.comb(throws, number) for number in range(min(lost, won) + 1))
+    return min(1.0, 2 * tail / 2**throws)

@@ -24,9 +24,9 @@ from builders.accuracy import Accuracy
 from builders.calibration import Calibration, read_calibration
 from builders.engine_record import EngineRecord
 from builders.gpu import describe_gpu
-from builders.graph_census import census, check_graph, check_precision, skeleton
+from builders.graph_census import census, check_graph, check_precision
 from builders.graph_runner import graph_engine, pack
-from builders.graph_writer import Typing
+from builders.graph_writer import Typing, skeleton
 from builders.input_ranges import choose_ranges, read_ranges
 from builders.packed_graph import packed_onnx
 from builders.parity import BOUNDS, Engine, Int32, Parity, Reference, failures_of, make_reference, prove
@@ -111,7 +111,8 @@ def write_engine(
     plan, network = make_plan(trt, graph, profiles, precision, options)
     size = PlanSize(len(plan), counted.weight_bytes, counted.parameters, len(profiles))
     check_size(size, precision)
-    gpu, proved_on, inspected = describe_gpu(), "its graph on the CPU, rounded as a GPU rounds", None
+    gpu = {} if options.compute_capabilities else describe_gpu()  # built for this one, or for others
+    proved_on, inspected = "its graph on the CPU, rounded as a GPU rounds", None
     if gpu:
         engine = open_plan(trt, plan, version_compatible=options.version_compatible)
         inspected = inspected_types(inspect_engine(trt, engine))
@@ -257,7 +258,7 @@ def engine_json(record: EngineRecord, options: TensorRTOptions, proof: dict[str,
         "container": os.environ.get(CONTAINER_VARIABLE),
         "version_compatible": options.version_compatible,
         "hardware_compatibility": options.hardware_compatibility,
-        "refittable": options.refittable,
+        "refittable": options.refittable or options.refit_from is not None,
         "outputs": list(options.extra_outputs),
         "proof": proof,
     }

@@ -10,11 +10,13 @@ API: https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/python-api/
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
+import signal
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,7 +121,8 @@ def build_plan(trt: Any, model: onnx.ModelProto, profiles: Sequence[Profile], se
     with tqdm(desc=f"building with {trt.__name__.split('_bindings')[0]} {trt.__version__}", unit="steps", total=0) as bar:
         monitor = progress_monitor(trt, bar)
         config.progress_monitor = monitor
-        plan = builder.build_serialized_network(network, config)
+        with _noting_interrupts(monitor):
+            plan = builder.build_serialized_network(network, config)
     del parser  # it holds the weights that the network points to, until here
     if monitor.interrupted:
         raise KeyboardInterrupt
@@ -215,10 +218,7 @@ def _short(value: Any) -> str:
 
 
 def progress_monitor(trt: Any, bar: Any) -> Any:
-    """TensorRT's steps on a progress bar whose total grows as phases begin.
-
-    An interrupt must not fly through TensorRT's own frames: it is noted, and the next step tells TensorRT to stop.
-    """
+    """TensorRT's steps on a progress bar whose total grows as phases begin; `interrupted`, once set, stops at the next."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -228,13 +228,10 @@ def progress_monitor(trt: Any, bar: Any) -> Any:
             self._left: dict[str, int] = {}
 
         def _move(self, phase: str, more: int, done: int) -> None:
-            try:
-                with self._lock:
-                    self._left[phase] = self._left.get(phase, 0) + more - done
-                    bar.total += more
-                    bar.update(done)
-            except KeyboardInterrupt:
-                self.interrupted = True
+            with self._lock:
+                self._left[phase] = self._left.get(phase, 0) + more - done
+                bar.total += more
+                bar.update(done)
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             self._move(phase_name, num_steps, 0)
@@ -247,6 +244,23 @@ def progress_monitor(trt: Any, bar: Any) -> Any:
             self._move(phase_name, 0, self._left.get(phase_name, 0))
 
     return Monitor()
+
+
+@contextlib.contextmanager
+def _noting_interrupts(monitor: Any) -> Iterator[None]:
+    """Note SIGINT in `monitor` instead of raising: an exception must not fly through TensorRT's own frames."""
+    if threading.current_thread() is not threading.main_thread():  # where signals cannot be handled, and do not arrive
+        yield
+        return
+
+    def note(*_: Any) -> None:
+        monitor.interrupted = True
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def open_plan(trt: Any, plan: bytes, *, version_compatible: bool = False) -> Any:

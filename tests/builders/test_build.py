@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,8 +20,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
+import builders.build
 import builders.engines
 from builders.build import Build, build
+from builders.choose import Candidate
+from builders.engines import KINDS, EngineKind
 from builders.onnx_export import build_onnx
 from builders.parity import LOGIT_BOUND
 from contract.command import Failure, UsageError
@@ -187,6 +193,116 @@ def test_weights_that_are_not_numbers_are_a_failure_and_leave_no_release(copied:
     break_weights(copied, float("nan"))
     with pytest.raises(Failure, match="logits differ by up to nan"):
         run_build(copied, tmp_path)
+    assert_nothing_written(tmp_path)
+
+
+def test_openvino_is_built_proved_and_named(merged: Path, tmp_path: Path) -> None:
+    manifest = run_build(merged, tmp_path, engine="openvino", probe_texts=10)
+    assert (manifest.engine, manifest.runtime["name"]) == ("openvino fp32", "openvino")
+    assert {f"{ENGINE}/{name}" for name in ("model.xml", "model.bin", "engine.json", "model.py")} <= set(manifest.files)
+    assert 0 < manifest.parity["max_abs"] <= LOGIT_BOUND
+
+
+def test_int8_is_calibrated_on_the_runs_training_texts_and_reported(merged: Path, tmp_path: Path, capsys: Any) -> None:
+    report = tmp_path / "report"
+    manifest = run_build(merged, tmp_path, precision="int8", calibration_rows=12, quantization_report=report)
+    assert (manifest.engine, manifest.precision) == ("onnxruntime int8", "int8")
+    assert LOGIT_BOUND < manifest.parity["max_abs"] <= manifest.parity["bound"]
+    assert manifest.parity["flips"] <= 0.03
+    assert {path.name for path in report.iterdir()} == {"quantization.json", "quantization.md", "quantization.png"}
+    printed = capsys.readouterr().out
+    assert "int8, calibrated on 12 texts of the training part of sentences" in printed
+    assert "McNemar p" in printed.splitlines()[-3]
+
+
+def test_int8_without_its_training_texts_is_refused_and_nothing_written(copied: Path, tmp_path: Path) -> None:
+    run = read_json(copied / "run.json")
+    run["configuration"]["data"] = str(tmp_path / "gone.csv")
+    write_json(copied / "run.json", run)
+    with pytest.raises(UsageError, match="pass some by --calibration-texts FILE"):
+        run_build(copied, tmp_path, precision="int8")
+    assert_nothing_written(tmp_path)
+
+
+def test_auto_takes_the_fastest_that_passes_and_prints_the_table(
+    merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def timed(candidates: Sequence[Candidate], rows: Sequence[Any]) -> dict[str, list[float]]:
+        assert len(rows) == 32
+        return {candidate.title: [1.0 if candidate.title.startswith("openvino") else 2.0] for candidate in candidates}
+
+    kinds = [kind for kind in KINDS if kind.engine != "torch"]
+    monkeypatch.setattr(builders.build, "runnable_kinds", lambda precision, flags: kinds_of(kinds, precision))
+    monkeypatch.setattr(builders.build, "time_candidates", timed)
+    manifest = run_build(merged, tmp_path, engine="auto", precision="fp32")
+    assert manifest.engine == "openvino fp32"
+    assert f"{ENGINE}/model.onnx" not in manifest.files
+    assert "| onnxruntime fp32 | " in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["release", "repository"]
+
+
+def kinds_of(kinds: list[EngineKind], precision: str | None) -> list[EngineKind]:
+    return [kind for kind in kinds if kind.precision == precision]
+
+
+def test_auto_times_real_engines_on_held_out_texts(merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = [kind for kind in KINDS if (kind.engine, kind.precision) == ("onnxruntime", "fp32")]
+    monkeypatch.setattr(builders.build, "runnable_kinds", lambda precision, flags: kind)
+    assert run_build(merged, tmp_path, engine="auto", probe_texts=7).engine == "onnxruntime fp32"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"engine": "openvino", "precision": "fp16"}, "--engine openvino has no --precision fp16; it takes fp32"),
+        ({"engine": "onnxruntime", "precision": "bf16"}, "--engine onnxruntime has no --precision bf16; it takes fp32, int8"),
+        ({"engine": "auto", "precision": "fp8"}, "--engine auto has no --precision fp8 for this machine"),
+    ],
+    ids=["openvino fp16", "onnxruntime bf16", "auto fp8"],
+)
+def test_a_precision_that_does_not_exist_is_refused(merged: Path, tmp_path: Path, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        run_build(merged, tmp_path, **options)
+    assert_nothing_written(tmp_path)
+
+
+def test_a_packed_layout_is_one_of_tensorrt(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--layout packed is one of --engine tensorrt; openvino takes padded"):
+        Build(checkpoint=tmp_path, output=tmp_path / "release", engine="openvino", layout="packed")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "run.json"])
+def test_a_half_written_checkpoint_is_refused(copied: Path, tmp_path: Path, name: str) -> None:
+    (copied / name).unlink()
+    with pytest.raises(UsageError, match=f"is not a checkpoint: {name} is missing"):
+        run_build(copied, tmp_path)
+    assert_nothing_written(tmp_path)
+
+
+def test_a_length_beyond_the_positions_is_refused(copied: Path, tmp_path: Path) -> None:
+    run = read_json(copied / "run.json")
+    run["configuration"]["max_length"] = 41
+    write_json(copied / "run.json", run)
+    with pytest.raises(UsageError, match="truncates at 41 tokens and has 40 positions"):
+        run_build(copied, tmp_path)
+    assert_nothing_written(tmp_path)
+
+
+def test_a_label_that_the_model_does_not_know_is_refused(copied: Path, tmp_path: Path) -> None:
+    (copied / "heldout.jsonl").write_text('{"text": "a cat", "label": "mineral"}\n')
+    with pytest.raises(UsageError, match="has the label 'mineral', which the model does not know"):
+        run_build(copied, tmp_path)
+    assert_nothing_written(tmp_path)
+
+
+def test_a_full_disk_is_a_failure_and_leaves_nothing(merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, data: bytes) -> None:
+        path.write_bytes(data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(builders.engines, "write_bytes", full)  # the disk of a test cannot be filled
+    with pytest.raises(Failure, match=r"cannot write .*release: .*No space left on device"):
+        run_build(merged, tmp_path)
     assert_nothing_written(tmp_path)
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from google.protobuf import text_format
 
 from builders.check import Check, check
 from builders.model_config import CONFIGS, render
@@ -214,16 +213,17 @@ def test_a_packed_repository_takes_one_text_a_request_unpadded_and_without_a_mas
     render_repository(repository)
     fit_repository(repository, FACTS | {"layout": "packed", "profiles": PACKED})
     engine = read_config(repository / ENGINE / "config.pbtxt")
-    assert [(tensor.name, list(tensor.dims), tensor.allow_ragged_batch) for tensor in engine.input] == [(INPUT_IDS, [-1], True)]
-    assert "kind: BATCH_ACCUMULATED_ELEMENT_COUNT_WITH_ZERO" in text_format.MessageToString(engine.batch_input[0])
-    assert list(engine.batch_input[0].target_name) == [OFFSETS]
-    assert engine.max_batch_size == 16  # of 64 tokens each, within 1024
+    ids = {"name": INPUT_IDS, "data_type": "TYPE_INT32", "dims": ["-1"], "allow_ragged_batch": True}
+    begins = {"kind": "BATCH_ACCUMULATED_ELEMENT_COUNT_WITH_ZERO", "target_name": [OFFSETS], "source_input": [INPUT_IDS]}
+    assert engine["input"] == [ids]
+    assert engine["batch_input"] == [{**begins, "data_type": "TYPE_INT32"}]
+    assert engine["max_batch_size"] == 16  # of 64 tokens each, within 1024
     tokenizer = read_config(repository / TOKENIZER / "config.pbtxt")
-    assert tokenizer.parameters["bucket_lengths"].string_value == "1"
+    assert tokenizer["parameters"]["bucket_lengths"] == {"string_value": "1"}
     for name in ENSEMBLES:
         ensemble = read_config(repository / name / "config.pbtxt")
-        assert ensemble.max_batch_size == 1
-        assert [dict(step.input_map) for step in ensemble.ensemble_scheduling.step if step.model_name == ENGINE] == [
+        assert ensemble["max_batch_size"] == 1
+        assert [step["input_map"] for step in ensemble["ensemble_scheduling"]["step"] if step["model_name"] == ENGINE] == [
             {INPUT_IDS: INPUT_IDS}
         ]
 
@@ -242,8 +242,9 @@ def test_several_profiles_are_listed_and_their_lengths_padded_to(tmp_path: Path)
     repository = tmp_path / "model_repository"
     render_repository(repository)
     fit_repository(repository, FACTS | {"profiles": PADDED})
-    assert list(read_config(repository / ENGINE / "config.pbtxt").instance_group[0].profile) == ["0", "1"]
-    assert read_config(repository / TOKENIZER / "config.pbtxt").parameters["bucket_lengths"].string_value == "16,64"
+    assert read_config(repository / ENGINE / "config.pbtxt")["instance_group"][0]["profile"] == ["0", "1"]
+    lengths = read_config(repository / TOKENIZER / "config.pbtxt")["parameters"]["bucket_lengths"]
+    assert lengths == {"string_value": "16,64"}
     assert ATTENTION_MASK in (repository / ENGINE / "config.pbtxt").read_text()
 
 

@@ -8,9 +8,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from builders.graph_census import Census, census, check_graph, check_precision, refit_differences, skeleton
+from builders.graph_census import Census, census, check_graph, check_precision, refit_differences
 from builders.graph_runner import graph_engine
-from builders.graph_writer import PRECISIONS
+from builders.graph_writer import PRECISIONS, skeleton
 from builders.onnx_export import build_onnx
 from builders.packed_graph import packed_onnx
 from builders.standard_graph import EXTRA_OUTPUTS, LABEL_INDEX, standard_onnx

@@ -160,12 +160,16 @@ def test_versions_are_compared_in_three_numbers_as_far_as_both_have_them() -> No
         version_tuple("latest")
 
 
-def test_a_gpu_is_read_from_its_own_tool(tmp_path: Path) -> None:
+def test_a_gpu_is_read_from_its_own_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert describe_gpu(str(tmp_path / "absent")) == {}
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\necho 'NVIDIA L4, 8.9, 580.65.06'\necho 'NVIDIA L4, 8.9, 580.65.06'\n")
     tool.chmod(0o755)
     assert describe_gpu(str(tool)) == {"gpu": "NVIDIA L4", "compute_capability": "8.9", "driver": "580.65.06"}
+    tool.write_text('#!/bin/sh\necho "$3, 8.9, 580"\n')
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
+    assert describe_gpu(str(tool))["gpu"] == "--id=1"
     tool.write_text("#!/bin/sh\necho 'No devices were found'\nexit 6\n")
     assert describe_gpu(str(tool)) == {}
     assert parse_gpu("No devices were found\n") == {}

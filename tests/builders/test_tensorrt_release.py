@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -12,9 +13,12 @@ import onnx
 import pytest
 import torch
 
+from builders import tensorrt_release
 from builders.calibration import Calibration
 from builders.engine_record import EngineRecord
 from builders.graph_census import refit_differences
+from builders.graph_runner import graph_engine
+from builders.graph_writer import Typing
 from builders.input_ranges import InputRanges, choose_ranges, read_ranges, write_ranges
 from builders.parity import BOUNDS
 from builders.plan_files import ENGINE_JSON, GRAPH_FILE, PLAN_FILE, check_refittable
@@ -35,7 +39,9 @@ ADA: dict[str, Any] = {"module": "tensorrt_rtx", "compute_capabilities": ("8.9",
 
 @pytest.fixture(scope="module")
 def checkpoint(merged: Path) -> Checkpoint:
-    return load_checkpoint(merged)
+    """The tokenizer and texts of a real checkpoint, with weights that are the same on every machine, and far from steps."""
+    found = load_checkpoint(merged)
+    return dataclasses.replace(found, model=random_bert(found.model.config, seed=3, std=0.15))
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +69,8 @@ def test_an_engine_says_what_it_is_and_how_it_was_proved(engine: tuple[Path, Eng
     }
     assert stated["proof"]["plan_bytes"] == (folder / PLAN_FILE).stat().st_size
     assert stated["proof"]["network"]["MATRIX_MULTIPLY HALF"] == 6 * 2 + 2 * 2
-    if not torch.cuda.is_available():
-        assert record.parity["proved_on"] == "its graph on the CPU, rounded as a GPU rounds"
-        assert stated["proof"]["inspected"] is None
+    assert record.parity["proved_on"] == "its graph on the CPU, rounded as a GPU rounds"
+    assert stated["proof"]["inspected"] is None
 
 
 def test_the_graph_beside_the_plan_is_what_later_weights_are_compared_with(
@@ -73,6 +78,31 @@ def test_the_graph_beside_the_plan_is_what_later_weights_are_compared_with(
 ) -> None:
     bare = onnx.ModelProto.FromString((engine[0] / GRAPH_FILE).read_bytes())
     assert any("weight" in line for line in refit_differences(bare, standard_onnx(checkpoint.model)))  # fp32 against fp16
+
+
+@pytest.mark.parametrize(("found", "passes"), [("FP16", True), ("FP32", False)])
+def test_where_there_is_a_gpu_the_plan_itself_is_inspected_and_run(
+    found: str, passes: bool, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The GPU is a stand-in: its inspector says `found`, and its answers are the graph's."""
+    tensor = {"Name": "x", "Format/Datatype": f"Row major linear {found} format"}
+    gpu = {"gpu": "stand-in", "compute_capability": "8.9", "driver": "1"}
+    monkeypatch.setattr(tensorrt_release, "describe_gpu", lambda: gpu)
+    monkeypatch.setattr(tensorrt_release, "open_plan", lambda *_, **__: "engine")
+    monkeypatch.setattr(tensorrt_release, "inspect_engine", lambda *_: json.dumps({"Layers": [{"Outputs": [tensor]}]}))
+    stand_in = graph_engine(standard_onnx(checkpoint.model, Typing("fp16")))
+    monkeypatch.setattr(tensorrt_release, "plan_engine", lambda engine, profiles: stand_in)
+    options = TensorRTOptions(module="tensorrt_rtx")
+    if not passes:
+        with pytest.raises(Failure, match="no layer of the plan is in fp16"):
+            write_engine(tmp_path, checkpoint, precision="fp16", layout="padded", options=options)
+        assert not list(tmp_path.iterdir())
+        return
+    record = write_engine(tmp_path, checkpoint, precision="fp16", layout="padded", options=options)
+    assert record.parity["proved_on"] == "the plan on stand-in"
+    assert record.hardware == gpu | {"compute_capabilities": []}
+    assert all(tokens <= 16 for _, tokens in record.parity["shapes"])  # what the profile holds
+    assert read_json(tmp_path / ENGINE_JSON)["proof"]["inspected"] == {"fp16": 1}
 
 
 @pytest.mark.parametrize(("precision", "layout"), [("fp32", "packed"), ("int8", "padded")])

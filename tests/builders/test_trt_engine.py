@@ -158,6 +158,52 @@ def test_a_plan_cannot_be_opened_without_a_gpu_and_the_reason_is_told(trt: Any) 
             call()
 
 
+class FakeRefit:
+    """TensorRT's refit as its documentation has it; the real one needs a GPU. Notes what was set in `said`."""
+
+    def __init__(self, *, refittable: bool = True, parses: bool = True, missing: tuple[str, ...] = ()) -> None:
+        said = self.said = list[str]()
+        config = SimpleNamespace(clear_flag=lambda flag: said.append(f"-{flag}"), set_flag=lambda flag: said.append(f"+{flag}"))
+        engine = SimpleNamespace(
+            refittable=refittable,
+            create_serialization_config=lambda: config,
+            serialize_with_config=lambda _: bytearray(b"new plan"),
+        )
+        parser = SimpleNamespace(
+            refit_from_bytes=lambda data: parses, num_errors=1, get_error=lambda _: SimpleNamespace(desc=lambda: "too large")
+        )
+        self.ILogger = load_tensorrt("tensorrt_rtx").ILogger
+        self.Runtime = lambda _: SimpleNamespace(deserialize_cuda_engine=lambda plan: engine)
+        self.Refitter = lambda *_: SimpleNamespace(
+            refit_cuda_engine=lambda: not missing, get_missing_weights=lambda: list(missing)
+        )
+        self.OnnxParserRefitter = lambda *_: parser
+        self.SerializationFlag = SimpleNamespace(EXCLUDE_WEIGHTS="exclude", INCLUDE_REFIT="refit")
+
+
+def test_a_refitted_plan_keeps_its_weights_and_can_be_refitted_again() -> None:
+    fake = FakeRefit()
+    assert refit_plan(fake, b"plan", tiny_graph()) == b"new plan"
+    assert fake.said == ["-exclude", "+refit"]
+    del fake.SerializationFlag.INCLUDE_REFIT  # before 10.14
+    fake.said.clear()
+    refit_plan(fake, b"plan", tiny_graph())
+    assert fake.said == ["-exclude"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"refittable": False}, r"was not built --tensorrt\.refittable"),
+        ({"parses": False}, r"does not take the weights:\n  too large"),
+        ({"missing": ("a", "b")}, "weights are missing for the refit: a, b"),
+    ],
+)
+def test_a_refit_that_fails_says_why(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(Failure, match=message):
+        refit_plan(FakeRefit(**options), b"plan", tiny_graph())
+
+
 def test_a_plan_of_another_program_is_told_by_its_magic(trt: Any) -> None:
     with pytest.raises(Failure, match="magicTag"):
         open_plan(trt, b"ftrt" + tiny_plan(trt)[4:])

@@ -1,0 +1,91 @@
+"""`builders.engines`: which engines a machine is offered, what is refused, and that each one written is proved."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from builders.engines import KINDS, Source, find_kind, runnable_kinds, write_cpu_engine
+from builders.hardware import cpu_flags, describe_cpu, has_bf16
+from builders.parity import BOUNDS, make_reference
+from contract.command import Failure, UsageError
+from contract.files import read_json
+from tests.tiny import random_bert, random_encoded, tiny_config
+
+PLAIN = frozenset({"avx2"})
+BF16 = frozenset({"avx2", "avx512_bf16"})
+MODEL = random_bert(tiny_config(), seed=11, std=0.1)
+REFERENCE = make_reference(MODEL, random_encoded(40, MODEL.config))
+
+
+def no_int8() -> Any:
+    raise UsageError("int8 was not asked for")
+
+
+@pytest.mark.parametrize(
+    ("engine", "precision", "flags", "said"),
+    [
+        ("onnxruntime", "bf16", BF16, "--engine onnxruntime has no --precision bf16; it takes fp32, int8"),
+        ("onnxruntime", "fp8", BF16, "it takes fp32, int8"),
+        ("openvino", "fp16", BF16, "--engine openvino has no --precision fp16; it takes fp32, bf16, int8"),
+        ("openvino", "fp16", PLAIN, "it takes fp32, int8"),
+        ("openvino", "bf16", PLAIN, "needs a processor with avx512_bf16 or amx_bf16, which this one has not"),
+        ("torch", "bf16", PLAIN, "on this machine torch takes fp32"),
+    ],
+)
+def test_a_precision_that_the_engine_or_the_machine_lacks_is_refused(
+    engine: str, precision: str, flags: frozenset[str], said: str
+) -> None:
+    with pytest.raises(UsageError, match=re.escape(said)):
+        find_kind(engine, precision, flags)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"{kind.engine} {kind.precision}")
+def test_every_kind_is_found_by_its_name_and_has_bounds(kind: Any) -> None:
+    assert find_kind(kind.engine, kind.precision, BF16) is kind
+    assert kind.precision in BOUNDS
+
+
+def test_auto_tries_what_the_machine_can_run() -> None:
+    assert [kind for kind in runnable_kinds(None, PLAIN) if kind.precision == "bf16"] == []
+    assert {kind.engine for kind in runnable_kinds("bf16", BF16)} == {"openvino", "torch"}
+    assert runnable_kinds(None, BF16) == list(KINDS)
+    with pytest.raises(UsageError, match="--engine auto has no --precision bf16 for this machine; it takes fp32, int8"):
+        runnable_kinds("bf16", PLAIN)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_a_written_engine_says_what_it_is_and_was_proved(tmp_path: Path, name: str) -> None:
+    record = write_cpu_engine(tmp_path, find_kind(name, "fp32", PLAIN), Source(MODEL, no_int8), REFERENCE)
+    assert (record.kind, record.precision, record.layout, record.title) == (name, "fp32", "padded", f"{name} fp32")
+    assert record.parity["max_abs"] <= record.parity["bound"] == BOUNDS["fp32"].logits
+    assert record.accuracy["flips"] == 0
+    assert record.hardware == describe_cpu()
+    settings = read_json(tmp_path / "engine.json")
+    limits = (MODEL.config.vocab_size, MODEL.config.max_position_embeddings)
+    assert (settings["kind"], settings["precision"], settings["vocab_size"], settings["positions"]) == (name, "fp32", *limits)
+
+
+@pytest.mark.skipif(not has_bf16(cpu_flags()), reason="this processor does not compute bf16")
+def test_bf16_is_close_and_not_equal(tmp_path: Path) -> None:
+    record = write_cpu_engine(tmp_path, find_kind("openvino", "bf16", cpu_flags()), Source(MODEL, no_int8), REFERENCE)
+    assert 1e-4 < record.parity["max_abs"] <= record.parity["bound"]
+
+
+def test_an_engine_of_other_weights_is_a_failure(tmp_path: Path) -> None:
+    other = random_bert(MODEL.config, seed=12)
+    with pytest.raises(Failure, match=r"no release was written:\n  logits differ by up to"):
+        write_cpu_engine(tmp_path, find_kind("openvino", "fp32", PLAIN), Source(other, no_int8), REFERENCE)
+
+
+def test_flags_are_read_from_cpuinfo_and_absent_elsewhere(tmp_path: Path) -> None:
+    path = tmp_path / "cpuinfo"
+    path.write_text("processor\t: 0\nmodel name\t: A Processor\nflags\t\t: fpu avx2 amx_bf16 amx_tile\n\nprocessor\t: 1\n")
+    assert cpu_flags(path) == {"fpu", "avx2", "amx_bf16", "amx_tile"}
+    assert has_bf16(cpu_flags(path))
+    assert (describe_cpu(path)["cpu"], describe_cpu(path)["flags"]) == ("A Processor", ["avx2", "amx_bf16"])
+    assert cpu_flags(tmp_path / "none") == frozenset()
+    assert not has_bf16(frozenset())
