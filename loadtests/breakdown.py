@@ -151,7 +151,7 @@ def judge(stages: Stages) -> Verdict:
         used = f"it used {stages.generator_cpu_share:.0%} of a core and sent {stages.client_ms:.3g} ms late"
         return Verdict("client", f"the generator is the limit: {used}; spread the load over processes (loadtests.locust_run)")
     longest = max((name for name in STAGES if name != "client"), key=lambda name: stages.by_stage[name])
-    share = f"{longest} is {stages.by_stage[longest]:.3g} of {stages.total_ms:.3g} ms"
+    share = f"{longest} is {stages.by_stage[longest]:.4g} of {stages.total_ms:.4g} ms"
     if longest in {"wire", "ensemble"}:
         return Verdict("network", f"{share}: move the caller nearer, send more texts in a request, or give the server threads")
     if longest == "tokenizer queue":

@@ -35,6 +35,8 @@ from loadtests.result import CLOSED_NOTE
 from loadtests.scenario import read_scenario
 from loadtests.texts import group_texts, read_texts
 
+DEFAULT_TEXTS = "build/merged/heldout.jsonl"
+
 _CLOCK = [time.monotonic(), time.process_time()]
 _SHARES: dict[str, float] = {}
 """CPU share of each worker process, by Locust's id of it."""
@@ -43,9 +45,9 @@ _SHARES: dict[str, float] = {}
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
 def add_arguments(parser: LocustArgumentParser) -> None:
     """Add our options to Locust's own."""
-    parser.add_argument("--texts", default="build/merged/heldout.jsonl", help='JSON lines with a "text" each')
+    parser.add_argument("--texts", default="", help=f"file of texts; the scenario's, or {DEFAULT_TEXTS}, when left out")
     parser.add_argument("--texts-per-request", type=int, default=1, help="texts that travel in one request")
-    parser.add_argument("--scenario", default="", help="scenario file, whose texts are sent and not those of --texts")
+    parser.add_argument("--scenario", default="", help="scenario file, whose sample of texts is sent")
     parser.add_argument("--summary", default="", help="JSON file to write when the test ends")
 
 
@@ -57,9 +59,10 @@ def load_texts(environment: Environment, **_: Any) -> None:
         if options.texts_per_request < 1:
             raise UsageError(f"--texts-per-request is {options.texts_per_request}; it must be at least 1")
         if options.scenario:
-            requests = read_requests(read_scenario(Path(options.scenario), texts=Path(options.texts)))
+            texts = Path(options.texts) if options.texts else None
+            requests = read_requests(read_scenario(Path(options.scenario), texts=texts))
         else:
-            requests = group_texts(read_texts(Path(options.texts)), 1)
+            requests = group_texts(read_texts(Path(options.texts or DEFAULT_TEXTS)), 1)
         ClassifierUser.texts = itertools.cycle(text for texts in requests for text in texts)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -190,7 +190,7 @@ def test_a_real_search_leaves_a_deployment_that_can_be_served(
     write_json_lines(tmp_path / "t.jsonl", [{"text": text} for text, _ in tiny_texts(50)])
     options = Search(
         texts=tmp_path / "t.jsonl",
-        rate=100,
+        rate=50,
         p99_ms=20_000,
         releases=(release,),
         repository=deployed(tmp_path, release).path,
@@ -200,7 +200,7 @@ def test_a_real_search_leaves_a_deployment_that_can_be_served(
         delays_us=(500,),
         batches=(8,),
         warmup_s=0.2,
-        window_s=1,
+        window_s=2,
         budget=1,
     )
     search(options)

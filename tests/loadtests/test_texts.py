@@ -84,7 +84,9 @@ def test_a_csv_gives_its_column_and_a_txt_its_lines(tmp_path: Path) -> None:
         ("t.csv", b"", "has no column 'text'; it has "),
         ("t.csv", b"text\n\xff\n", "cannot read .* as CSV"),
         ("t.csv", b'text\n"open\n', "cannot read .* as CSV"),
+        ("t.csv", b"text\n \n", "holds no texts; its column 'text' is empty"),
         ("t.txt", b"\xff", "cannot read"),
+        ("t.txt", b"\n\n", "holds no texts; each line that is not blank is one"),
     ],
 )
 def test_a_broken_csv_or_txt_is_named(tmp_path: Path, name: str, content: bytes, said: str) -> None:
