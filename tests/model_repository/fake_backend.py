@@ -6,6 +6,7 @@ has tensors or an error. The real one is met in tests/serving.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,6 +36,7 @@ class TritonError:
 
     INTERNAL = 13
     INVALID_ARG = 3
+    UNAVAILABLE = 14
 
     def __init__(self, message: str, code: int = INTERNAL) -> None:
         self._message, self._code = message, code
@@ -63,3 +65,35 @@ class InferenceResponse:
 
 def get_input_tensor_by_name(inference_request: InferenceRequest, name: str) -> Tensor | None:
     return inference_request.tensors.get(name)
+
+
+METRICS: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+"""(name, labels) -> value."""
+
+
+class Metric:
+    """One time series; like the real one it ends with its family."""
+
+    def __init__(self, family: MetricFamily, key: tuple[str, tuple[tuple[str, str], ...]]) -> None:
+        self._family, self._key = weakref.ref(family), key
+        METRICS.setdefault(key, 0.0)
+
+    def increment(self, value: float) -> None:
+        self.set(METRICS[self._key] + value)
+
+    def set(self, value: float) -> None:
+        if self._family() is None:
+            raise RuntimeError("Invalid metric operation as the corresponding 'MetricFamily' has been deleted.")
+        METRICS[self._key] = value
+
+
+class MetricFamily:
+    """A named family of metrics."""
+
+    COUNTER, GAUGE = 0, 1
+
+    def __init__(self, name: str, description: str, kind: int) -> None:
+        self.name, self.description, self.kind = name, description, kind
+
+    def Metric(self, labels: dict[str, str] | None = None) -> Metric:  # noqa: N802
+        return Metric(self, (self.name, tuple(sorted((labels or {}).items()))))
