@@ -50,8 +50,7 @@ class ServerError(ClassifierError):
 
 
 _FULL = ("Exceeds maximum queue size", "Request timeout expired", "overloaded")
-# Triton's words for a python model whose process died; the supervisor replaces it.
-_DEAD_WORKER = ("tub process", "Failed to obtain the health mutex")
+_DEAD_WORKER = ("is not healthy", "is unhealthy")  # Triton's words for a python model whose process died; another replaces it
 _TLS = ("SSL", "Ssl", "CERTIFICATE", "certificate")
 
 _KINDS: dict[str, type[ClassifierError]] = {
@@ -78,7 +77,9 @@ def from_status(status: str, message: str, url: str) -> ClassifierError:
     text = f"{url}: {message}"
     if any(part in message for part in _FULL):
         return Rejected(text)
-    if any(part in message for part in _DEAD_WORKER):
+    if "larger than max" in message:  # gRPC calls a message over its limit RESOURCE_EXHAUSTED, like a full server
+        return BadRequest(text)
+    if "tub process" in message and any(part in message for part in _DEAD_WORKER):
         return Unavailable(text)
     if code == "UNAVAILABLE" and any(part in message for part in _TLS):
         return untrusted(url, message)
