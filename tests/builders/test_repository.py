@@ -12,8 +12,9 @@ import pytest
 from builders.model_config import CONFIGS
 from builders.repository import SOURCE, render_repository, write_release
 from contract.command import Failure, UsageError
+from contract.probes import Probes, read_probes
 from contract.release import Manifest, read_manifest
-from contract.tensors import CLASSIFIER, ENGINE, STEPS, TOKENIZER
+from contract.tensors import ENGINE, ENSEMBLES, STEPS, TOKENIZER
 
 PARITY = {"max_abs": 1e-7, "shapes": [[1, 1]]}
 TOKENIZER_JSON = b'{"version": "1.0"}'
@@ -34,7 +35,19 @@ def write(
         (folder / "model.onnx").write_bytes(weights)
         return PARITY
 
-    return write_release(target, name="tiny", tokenizer_json=tokenizer, labels=list(labels), write_engine=write_engine, **FACTS)
+    return write_release(
+        target,
+        name="tiny",
+        tokenizer_json=tokenizer,
+        labels=list(labels),
+        write_engine=write_engine,
+        make_probes=make_probes,
+        **FACTS,
+    )
+
+
+def make_probes(parity: dict[str, Any]) -> Probes:
+    return Probes(texts=["a"], logits=[[0.0, 1.0]], bound=10 * parity["max_abs"], agreement=1.0)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -45,7 +58,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_a_deployed_repository_starts_with_configs_and_no_version_of_a_step(tmp_path: Path) -> None:
     render_repository(tmp_path / "deployed")
     found = contents(tmp_path / "deployed")
-    assert set(found) == {*CONFIGS, f"{CLASSIFIER}/1/.gitkeep"}
+    assert set(found) == {*CONFIGS, *(f"{ensemble}/1/.gitkeep" for ensemble in ENSEMBLES)}
     for name in CONFIGS:
         assert found[name] == (SOURCE / name).read_bytes()
 
@@ -65,6 +78,7 @@ def test_a_release_holds_what_the_contract_lists(tmp_path: Path) -> None:
     assert set(found) == {
         "manifest.json",
         "labels.txt",
+        "probes.json",
         f"{TOKENIZER}/model.py",
         f"{TOKENIZER}/tokenizer.json",
         release_json,
@@ -75,6 +89,7 @@ def test_a_release_holds_what_the_contract_lists(tmp_path: Path) -> None:
     assert found[f"{TOKENIZER}/tokenizer.json"] == TOKENIZER_JSON
     assert found[f"{ENGINE}/model.onnx"] == b"weights"
     assert json.loads(found[release_json]) == {"release": manifest.release}
+    assert read_probes(tmp_path / "release") == make_probes(PARITY)
     for step in STEPS:
         assert found[f"{step}/model.py"] == (SOURCE / step / "1" / "model.py").read_bytes()
 
@@ -133,7 +148,15 @@ def test_an_engine_that_fails_leaves_nothing(tmp_path: Path, error: BaseExceptio
         raise error
 
     with pytest.raises(type(error)):
-        write_release(tmp_path / "release", name="tiny", tokenizer_json=b"{}", labels=["a"], write_engine=write_engine, **FACTS)
+        write_release(
+            tmp_path / "release",
+            name="tiny",
+            tokenizer_json=b"{}",
+            labels=["a"],
+            write_engine=write_engine,
+            make_probes=make_probes,
+            **FACTS,
+        )
     assert list(tmp_path.iterdir()) == []
 
 

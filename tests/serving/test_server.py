@@ -15,7 +15,6 @@ from contract.command import Failure
 from serving.__main__ import claim_ports
 from serving.state import STATE_FILE, ServerState, read_state
 from tests.served import deployed, serving, start, wait_until, wait_until_served
-from tests.serving.test_releases import damaged
 
 pytestmark = pytest.mark.server
 
@@ -84,8 +83,9 @@ def test_a_killed_server_is_reported_and_cleaned_up(tmp_path: Path, release: Pat
 
 
 def test_a_server_that_dies_while_loading_prints_the_cause_out_of_its_log(tmp_path: Path, release: Path) -> None:
-    bad = damaged(release, tmp_path / "bad", "bert_engine/model.onnx", b"no graph at all")
-    process = start(deployed(tmp_path, bad))
+    repository = deployed(tmp_path, release)
+    (repository.path / "bert_engine" / "1" / "model.onnx").write_bytes(b"no graph at all")
+    process = start(repository)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "failed to load 'bert_engine' version 1" in errors
