@@ -67,33 +67,29 @@ def get_input_tensor_by_name(inference_request: InferenceRequest, name: str) -> 
     return inference_request.tensors.get(name)
 
 
-METRICS: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
-"""(name, labels) -> value."""
-
-
 class Metric:
-    """One time series; like the real one it ends with its family."""
+    """A number with labels; like the real one it ends with its family."""
 
-    def __init__(self, family: MetricFamily, key: tuple[str, tuple[tuple[str, str], ...]]) -> None:
-        self._family, self._key = weakref.ref(family), key
-        METRICS.setdefault(key, 0.0)
+    def __init__(self, family: MetricFamily, labels: dict[str, str]) -> None:
+        self._family = weakref.ref(family)
+        self.labels, self.value = labels, 0.0
 
     def increment(self, value: float) -> None:
-        self.set(METRICS[self._key] + value)
+        self.set(self.value + value)
 
     def set(self, value: float) -> None:
         if self._family() is None:
             raise RuntimeError("Invalid metric operation as the corresponding 'MetricFamily' has been deleted.")
-        METRICS[self._key] = value
+        self.value = value
 
 
 class MetricFamily:
-    """A named family of metrics."""
+    """A metric by its name."""
 
     COUNTER, GAUGE = 0, 1
 
     def __init__(self, name: str, description: str, kind: int) -> None:
         self.name, self.description, self.kind = name, description, kind
 
-    def Metric(self, labels: dict[str, str] | None = None) -> Metric:  # noqa: N802
-        return Metric(self, (self.name, tuple(sorted((labels or {}).items()))))
+    def Metric(self, labels: dict[str, str] | None = None) -> Metric:  # noqa: N802 - Triton's name
+        return Metric(self, labels or {})

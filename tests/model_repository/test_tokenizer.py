@@ -18,7 +18,6 @@ from builders.tokenizer_contract import PARTS, make_contract
 from contract.files import write_json
 from contract.tensors import BUCKET_LENGTHS, INPUT_IDS, MAX_TEXT_BYTES
 from contract.tokenizer import CONTRACT_FILE, ids_digest
-from tests.model_repository import fake_backend
 from tests.model_repository.fake_backend import InferenceRequest, InferenceResponse, TritonError
 from tests.model_repository.loader import load_module, start_model
 from training.batches import encode
@@ -431,19 +430,16 @@ def test_tokenizer_and_engine_share_their_progress_under_the_servers_name(module
 def test_what_is_counted_is_reported_now_and_then(module: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(np.arange(1000.0, 2000.0, 0.2))
     monkeypatch.setattr(module.time, "monotonic", lambda: float(next(clock)))
-    fake_backend.METRICS.clear()
     model = start_model(module, folder, tokenizer_config())
     for _ in range(10):
         ask(model, ("cat", words(40)), (b"",))
     monkeypatch.setattr(module, "REPORT_S", 0)
     ask(model, ("cat",))
-    values = {name: value for (name, _), value in fake_backend.METRICS.items()}
+    values = {name: metric.value for (name, _), metric in model.counts.metrics.items()}
     assert values["bert_texts_total"] == 21
     assert values["bert_tokens_total"] == 10 * (3 + 16) + 3
     assert values["bert_truncated_total"] == 10
     assert values["bert_tokenizer_seconds_total"] == pytest.approx(11 * 0.2)
-    assert values["bert_release_info"] == 1
+    assert (model.served.value, model.served.labels) == (1, {"release": RELEASE, "version": "1"})
     assert values["bert_refused_total"] == 10
-    assert {labels for name, labels in fake_backend.METRICS if name == "bert_refused_total"} == {
-        (("reason", "invalid"), ("version", "1"))
-    }
+    assert model.counts.metrics["bert_refused_total", "invalid"].labels == {"version": "1", "reason": "invalid"}
