@@ -77,6 +77,8 @@ def from_status(status: str, message: str, url: str) -> ClassifierError:
     text = f"{url}: {message}"
     if any(part in message for part in _FULL):
         return Rejected(text)
+    if "larger than max" in message:  # gRPC calls a message over its limit RESOURCE_EXHAUSTED, like a full server
+        return BadRequest(text)
     if "tub process" in message and any(part in message for part in _DEAD_WORKER):
         return Unavailable(text)
     if code == "UNAVAILABLE" and any(part in message for part in _TLS):

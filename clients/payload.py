@@ -28,21 +28,22 @@ def encode_texts(texts: Sequence[str]) -> Texts:
         raise TypeError("texts is one string; give a list of strings, [text]")
     encoded = np.empty((len(texts), 1), dtype=np.object_)
     for number, text in enumerate(texts):
-        encoded[number, 0] = _encode_text(number, text)
+        encoded[number, 0] = encode_text(text, f"text {number}")
     return encoded
 
 
-def _encode_text(number: int, text: str) -> bytes:
+def encode_text(text: str, name: str = "the text") -> bytes:
+    """UTF-8 of one text; raises `BadRequest` as `encode_texts` does, calling it `name`."""
     if not isinstance(text, str):
-        raise BadRequest(f"text {number} is a {type(text).__name__}; a str is needed")
+        raise BadRequest(f"{name} is a {type(text).__name__}; a str is needed")
     if not text.strip():
-        raise BadRequest(f"text {number} is empty: there is nothing to classify")
+        raise BadRequest(f"{name} is empty: there is nothing to classify")
     try:
         value = text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise BadRequest(f"text {number} is not valid Unicode: {error}") from error
+        raise BadRequest(f"{name} is not valid Unicode: {error}") from error
     if len(value) > MAX_TEXT_BYTES:
-        raise BadRequest(f"text {number} has {len(value)} bytes; at most {MAX_TEXT_BYTES} are allowed: shorten it")
+        raise BadRequest(f"{name} has {len(value)} bytes; at most {MAX_TEXT_BYTES} are allowed: shorten it")
     return value
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from contract.command import UsageError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tls:
@@ -20,7 +22,7 @@ class Tls:
 
     def __post_init__(self) -> None:
         if (self.certificate is None) != (self.key is None):
-            raise ValueError(f"certificate is {self.certificate} and key is {self.key}; give both, or neither")
+            raise ValueError(f"certificate is {self.certificate} and the key is {self.key}; give both, or neither")
         for name, path in self.files().items():
             if path is not None and not path.is_file():
                 raise ValueError(f"{name} is {path}, which is no file")
@@ -44,6 +46,18 @@ class Tls:
         if self.certificate is not None:
             context.load_cert_chain(_text(self.certificate), _text(self.key))
         return context
+
+
+def tls_from_flags(tls: bool, ca: Path | None, certificate: Path | None, key: Path | None) -> Tls | None:
+    """The `Tls` of a command's flags --tls, --tls-ca, --tls-certificate and --tls-key; raises UsageError naming them."""
+    if not tls:
+        if ca or certificate or key:
+            raise UsageError("--tls-ca, --tls-certificate and --tls-key need --tls")
+        return None
+    try:
+        return Tls(ca=ca, certificate=certificate, key=key)
+    except ValueError as error:
+        raise UsageError(f"--tls-{error}") from error
 
 
 def _text(path: Path | None) -> str | None:

@@ -37,10 +37,6 @@ class Probes:
         """Write `folder`/probes.json."""
         write_json(folder / PROBES_FILE, dataclasses.asdict(self))
 
-    def labels(self, names: Sequence[str]) -> list[str]:
-        """The expected label of each text."""
-        return [names[best_of(row)] for row in self.logits]
-
     def failures(self, logits: Sequence[Sequence[float]]) -> list[str]:
         """What is wrong with these answers to the texts; empty when nothing is. NaN exceeds every bound."""
         if [len(row) for row in logits] != [len(row) for row in self.logits]:

@@ -26,7 +26,7 @@ from typing import Literal
 import tyro
 
 from contract.command import Failure, UsageError, run_command
-from contract.tensors import CLASSIFIER, ENSEMBLES
+from contract.tensors import CLASSIFIER, ENSEMBLES, STEPS, TOKENIZER
 from serving.events import EventLog, events_path
 from serving.launch import SHM_PREFIX_VARIABLE, find_installation, server_arguments
 from serving.process import ServerProcess
@@ -109,6 +109,8 @@ def serve(options: Serve) -> None:
         raise UsageError(
             f"no release is published in {options.repository}; python -m serving.releases publish RELEASE does that"
         )
+    for version in repository.offer_whole():
+        print(f"version {version} is damaged on the disk and is not loaded; retire it, or publish its release again")
     running = read_state(options.repository)
     if running is not None:
         raise UsageError(f"{options.repository} is served already, by process {running.pid} at {running.grpc_url}")
@@ -123,7 +125,12 @@ def serve(options: Serve) -> None:
     log = options.log or options.repository.with_name(options.repository.name + ".log")
     log.write_bytes(b"")
     events = EventLog(events_path(log))
-    limits = Limits(start_timeout_s=options.start_timeout_s, patience_s=options.patience_s, restarts=options.restarts)
+    limits = Limits(
+        start_timeout_s=options.start_timeout_s,
+        patience_s=options.patience_s,
+        python_steps=STEPS if options.engine == "cpu" else (TOKENIZER,),
+        restarts=options.restarts,
+    )
     began = time.perf_counter()
 
     def announce(release: str) -> None:

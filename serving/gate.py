@@ -1,23 +1,28 @@
 """What a release has to pass on the running server before it serves: right answers, agreement, speed.
 
 The candidate is reached through the second ensemble, pinned to it, while every other request goes to the release that serves.
+Probes are polite: one text at a time, and after each a pause as long as its answer took, so that they never hold the processor
+for more than half of the time.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from tqdm import tqdm
 
-from clients import Classifier, ClassifierError, Prediction, connect
+from clients import ClassifierError, connect
 from contract.command import Failure, UsageError
 from contract.files import read_json_lines
 from contract.probes import Probes
-from contract.tensors import BUCKET_LENGTHS, CANDIDATE, CLASSIFIER, MAX_BATCH_SIZE
+from contract.tensors import BUCKET_LENGTHS, CANDIDATE, CLASSIFIER
+
+Answered = TypeVar("Answered")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,24 +87,20 @@ def read_texts(path: Path) -> list[str]:
 
 
 def warm_up(url: str, max_length: int) -> int:
-    """Send the candidate one request of every bucket length and one full batch; how many requests that were."""
+    """Send the candidate a text of every bucket length of the release; how many those were."""
     lengths = [length for length in BUCKET_LENGTHS if length <= max_length] or [max_length]
-    batches = [["a " * max(length - 2, 1)] for length in lengths]  # two tokens are [CLS] and [SEP]
-    batches.append(["a"] * MAX_BATCH_SIZE)
     with connect(url, "http", model=CANDIDATE) as candidate:
-        for texts in tqdm(batches, desc="warming", unit="requests", leave=False, mininterval=0.5):
-            _ask(candidate, texts)
-    return len(batches)
+        for length in tqdm(lengths, desc="warming", unit="texts", leave=False, mininterval=0.5):
+            _ask(candidate.classify, "a " * max(length - 2, 1))  # two tokens are [CLS] and [SEP]
+    return len(lengths)
 
 
 def check_answers(url: str, probes: Probes) -> None:
     """Raise `Failure` unless the candidate gives its own checkpoint's answers on this very server."""
     with connect(url, "http", model=CANDIDATE) as candidate:
-        try:
-            logits = candidate.logits(probes.texts)
-        except ClassifierError as error:
-            raise Failure(f"the new release does not answer: {error}") from error
-    wrong = probes.failures(logits.tolist())
+        texts = tqdm(probes.texts, desc="replaying", unit="texts", leave=False, mininterval=0.5)
+        logits = [_ask(candidate.logits, text)[0][0].tolist() for text in texts]
+    wrong = probes.failures(logits)
     if wrong:
         raise Failure(f"the new release does not give its checkpoint's answers on this server: {'; '.join(wrong)}")
 
@@ -113,9 +114,8 @@ def compare(url: str, texts: Sequence[str]) -> Comparison:
         for number, text in enumerate(tqdm(texts, desc="comparing", unit="texts", leave=False, mininterval=0.5)):
             labels = set()
             for name, classifier in pair if number % 2 else reversed(pair):
-                started = time.perf_counter()
-                (prediction,) = _ask(classifier, [text])
-                seconds[name].append(time.perf_counter() - started)
+                (prediction,), taken = _ask(classifier.classify, text)
+                seconds[name].append(taken)
                 labels.add(prediction.label)
             agreed += len(labels) == 1
     return Comparison(
@@ -140,8 +140,13 @@ def check_comparison(comparison: Comparison, gate: Gate) -> None:
         )
 
 
-def _ask(classifier: Classifier, texts: Sequence[str]) -> list[Prediction]:
+def _ask(question: Callable[[Sequence[str]], Answered], text: str) -> tuple[Answered, float]:
+    """The answer to one text and the seconds that it took, after the pause."""
+    started = time.perf_counter()
     try:
-        return classifier.classify(texts)
+        answer = question([text])
     except ClassifierError as error:
         raise Failure(f"a probe was not answered: {type(error).__name__}: {error}") from error
+    seconds = time.perf_counter() - started
+    time.sleep(seconds)
+    return answer, seconds

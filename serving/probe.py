@@ -15,8 +15,11 @@ from http.client import HTTPConnection, HTTPException
 from typing import Any
 
 from contract.tensors import ATTENTION_MASK, CLASSIFIER, ENGINE, INPUT_IDS, TEXT, TOKENIZER
+from serving.state import CONTROL_HEADER, ServerState
 
 PROBE_TEXT = "Which release is this?"
+OK = 200
+LOAD_TIMEOUT_S = 300.0
 
 _TEXT_INPUT = [{"name": TEXT, "shape": [1, 1], "datatype": "BYTES", "data": [PROBE_TEXT]}]
 _IDS_INPUT = [{"name": name, "shape": [1, 1], "datatype": "INT32", "data": [1]} for name in (INPUT_IDS, ATTENTION_MASK)]
@@ -29,20 +32,38 @@ class Outcome:
 
     status: int
     """HTTP status; 0 when there was no answer at all."""
-    message: str
-    """Triton's error, or what went wrong on the way; empty for 200."""
+    body: str
+    """What came: the answer as JSON, Triton's error, or what went wrong on the way."""
+
+    @property
+    def message(self) -> str:
+        """The error; empty for an answer."""
+        return "" if self.status == OK else self.body
 
 
-def ask(url: str, path: str, inputs: list[dict[str, Any]] | None, timeout_s: float) -> Outcome:
-    """POST an inference to `path`, or GET it without `inputs`."""
+def ask(url: str, path: str, body: dict[str, Any] | None, timeout_s: float, **headers: str) -> Outcome:
+    """POST `body` to `path`, or GET it without one."""
     try:
         with closing(HTTPConnection(url, timeout=timeout_s)) as connection:
-            connection.request(*(("POST", path, json.dumps({"inputs": inputs})) if inputs else ("GET", path)))
+            connection.request("GET" if body is None else "POST", path, None if body is None else json.dumps(body), headers)
             response = connection.getresponse()
-            body = response.read().decode(errors="replace")
+            text = response.read().decode(errors="replace")
     except (OSError, HTTPException) as error:
         return Outcome(0, f"{type(error).__name__}: {error}")
-    return Outcome(response.status, "" if response.status == 200 else body)
+    return Outcome(response.status, text)
+
+
+def infer(url: str, model: str, version: int | None, timeout_s: float) -> Outcome:
+    """Have `model` answer one short text; of a step, name the version."""
+    path = f"/v2/models/{model}{f'/versions/{version}' if version else ''}/infer"
+    return ask(url, path, {"inputs": _INPUTS[model]}, timeout_s)
+
+
+def load(state: ServerState, model: str) -> Outcome:
+    """Have the server load `model` as the repository now describes it."""
+    return ask(
+        state.http_url, f"/v2/repository/models/{model}/load", {}, LOAD_TIMEOUT_S, **{CONTROL_HEADER: state.control_token}
+    )
 
 
 class Prober:
@@ -68,14 +89,3 @@ class Prober:
             return None
         outcome, self._asked = self._asked.result(), None
         return outcome
-
-
-def inference(pool: ThreadPoolExecutor, url: str, model: str, version: int | None, timeout_s: float) -> Prober:
-    """A prober that has `model` infer; of a step, with its version."""
-    path = f"/v2/models/{model}{f'/versions/{version}' if version else ''}/infer"
-    return Prober(pool, lambda: ask(url, path, _INPUTS[model], timeout_s))
-
-
-def health(pool: ThreadPoolExecutor, url: str, timeout_s: float) -> Prober:
-    """A prober of the server's own health endpoint, which asks no model."""
-    return Prober(pool, lambda: ask(url, "/v2/health/live", None, timeout_s))

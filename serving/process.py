@@ -52,6 +52,11 @@ class ServerProcess:
         """Process id of tritonserver."""
         return self._process.pid
 
+    def regions(self) -> set[str]:
+        """Names of its shared memory below /dev/shm; without what the python models share among themselves."""
+        found = {path.name for path in SHARED_MEMORY.glob(f"{self._shm_prefix}*")}
+        return {name for name in found if not name.startswith(f"{self._shm_prefix}progress_")}
+
     @property
     def code(self) -> int | None:
         """Exit code; None while it runs."""

@@ -48,7 +48,7 @@ def publish(
         UsageError: the release folder is damaged, the repository is none, the number is an old one, or this release serves.
         Failure: another publish is running, or the release does not pass; the old one serves on.
     """
-    manifest, probes = read_manifest(release), read_probes(release)
+    manifest = read_manifest(release)
     repository.check()
     with repository.locked():
         version = repository.next_version(version)
@@ -57,20 +57,8 @@ def publish(
         with _undone_on_failure(deployment, log, manifest.release, version):
             _bring_in(release, repository, version, log)
             _load_beside(deployment, version, log)
-            serving = repository.pinned()
-            if deployment.state is not None and serving is not None:
-                server = deployment.state.http_url
-                with log.step("warm", version=version) as found:
-                    found["requests"] = warm_up(server, manifest.max_length)
-                with log.step("replay", version=version, texts=len(probes.texts)):
-                    check_answers(server, probes)
-                with log.step("compare", version=version) as found:
-                    comparison = compare(server, [*probes.texts, *gate.texts()])
-                    found.update(agreement=round(comparison.agreement, 4), slowdown=round(comparison.slowdown, 3))
-                    check_comparison(comparison, gate)
-                if shadow is not None:
-                    with log.step("shadow", version=version) as found:
-                        found.update(check_shadow(server, shadow))
+            if deployment.state is not None:
+                _prove(deployment.state.http_url, version, gate=gate, shadow=shadow, log=log)
             if not stage:
                 with log.step("promote", version=version, release=manifest.release):
                     deployment.serve(version)
@@ -103,6 +91,7 @@ def _undone_on_failure(deployment: Deployment, log: ReleaseLog, release: str, ve
 
 def _bring_in(release: Path, repository: Repository, version: int, log: ReleaseLog) -> None:
     """Copy the release in and rehearse the copy: what fails to start, or answers wrongly, never reaches the server."""
+    read_probes(release)
     with log.step("copy", version=version):
         copy = repository.copy_in(release, version)
     with log.step("rehearse", version=version) as found:
@@ -124,6 +113,23 @@ def _load_beside(deployment: Deployment, version: int, log: ReleaseLog) -> None:
                 deployment.offer(sorted({*repository.offered(), version}), step=step)
     with log.step("stage", version=version, release=repository.release(version)):
         deployment.point(CANDIDATE, version)
+
+
+def _prove(url: str, version: int, *, gate: Gate, shadow: Shadow | None, log: ReleaseLog) -> None:
+    """Ask the candidate on the running server, while every client's request goes to the release that serves."""
+    repository = Repository(log.repository)
+    probes = repository.probes(version)
+    with log.step("warm", version=version) as found:
+        found["texts"] = warm_up(url, int(repository.manifest(version)["max_length"]))
+    with log.step("replay", version=version, texts=len(probes.texts)):
+        check_answers(url, probes)
+    with log.step("compare", version=version) as found:
+        comparison = compare(url, [*probes.texts, *gate.texts()])
+        found.update(agreement=round(comparison.agreement, 4), slowdown=round(comparison.slowdown, 3))
+        check_comparison(comparison, gate)
+    if shadow is not None:
+        with log.step("shadow", version=version) as found:
+            found.update(check_shadow(url, shadow))
 
 
 def _forget_older(deployment: Deployment, log: ReleaseLog) -> None:

@@ -42,7 +42,7 @@ class Children:
 def find_children(server: int) -> Children:
     """The children of the process `server`; none when it is gone."""
     stubs, dead = [], 0
-    for pid in _child_pids(server):
+    for pid in child_pids(server):
         status = read_status(pid)
         if status is None:
             continue
@@ -73,7 +73,8 @@ def read_status(pid: int) -> tuple[str, float] | None:
     return fields[0], (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
 
 
-def _child_pids(pid: int) -> list[int]:
+def child_pids(pid: int) -> list[int]:
+    """The children of a process, whichever of its threads started them."""
     found: list[int] = []
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
         try:

@@ -8,19 +8,19 @@ version's new process takes over while everything else serves on.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
-from clients import ClassifierError, connect
 from contract.command import Failure
-from contract.tensors import CLASSIFIER, STEPS
-from serving.control import ModelControl
+from contract.tensors import CLASSIFIER, RELEASE, STEPS
 from serving.events import EventLog
-from serving.probe import PROBE_TEXT, Outcome, Prober, health, inference
+from serving.probe import OK, Outcome, Prober, ask, infer, load
 from serving.process import SHARED_MEMORY, ServerProcess
 from serving.repository import Repository
 from serving.state import ServerState
@@ -53,6 +53,8 @@ class Limits:
     """How long loading may take."""
     patience_s: float
     """How long a step may owe an answer although it computes."""
+    python_steps: tuple[str, ...]
+    """Steps that run in python stubs."""
     restarts: int
     """Ends in a row, none after `STABLE_S` of service, after which it gives up."""
 
@@ -96,7 +98,7 @@ class Supervisor:
             if self._ends == 0:
                 self._state.write(self._repository.path)
                 announce(release)
-            with Watch(self._repository, self._state, server, self._limits.patience_s, self._log) as watch:
+            with Watch(self._repository, self._state, server, self._limits, self._log) as watch:
                 reason = watch.run()
                 drain = watch.may_drain
         except Failure as failure:
@@ -124,13 +126,14 @@ def wait_for_answer(server: ServerProcess, url: str, timeout_s: float) -> str:
     deadline = time.monotonic() + timeout_s
     while True:
         server.check_alive()
-        try:
-            with connect(url, "http", timeout_s=timeout_s) as classifier:
-                classifier.check_ready()
-                return classifier.classify([PROBE_TEXT])[0].release
-        except ClassifierError as error:
-            if time.monotonic() > deadline:
-                raise Failure(f"no answer within {timeout_s:g} s ({error}); the log says:\n{server.cause()}") from error
+        answer = infer(url, CLASSIFIER, None, timeout_s)
+        if answer.status == OK:
+            (release,) = [output["data"][0] for output in json.loads(answer.body)["outputs"] if output["name"] == RELEASE]
+            return str(release)
+        if "tub process" in answer.message:
+            raise Failure(f"a python stub died while the server started: {answer.message}; its log says:\n{server.cause()}")
+        if time.monotonic() > deadline:
+            raise Failure(f"no answer within {timeout_s:g} s ({answer.message}); the log says:\n{server.cause()}")
         time.sleep(POLL_S)
 
 
@@ -138,15 +141,17 @@ class Watch:
     """Watches one server process: asks, looks, judges, replaces."""
 
     def __init__(
-        self, repository: Repository, state: ServerState, server: ServerProcess, patience_s: float, log: EventLog
+        self, repository: Repository, state: ServerState, server: ServerProcess, limits: Limits, log: EventLog
     ) -> None:
         self._repository, self._state, self._server, self._log = repository, state, server, log
         self._pool = ThreadPoolExecutor(max_workers=8, thread_name_prefix="probe")
-        self._wait_s = 2 * patience_s
-        self._classifier = inference(self._pool, state.http_url, CLASSIFIER, None, self._wait_s)
+        self._wait_s = 2 * limits.patience_s
+        self._classifier = Prober(self._pool, lambda: infer(state.http_url, CLASSIFIER, None, self._wait_s))
         self._direct: dict[Name, Prober] = {}
-        self._watchdog = Watchdog(patience_s)
-        self._replacing: dict[Name, tuple[Future[None], Verdict, float]] = {}
+        pinned = repository.pinned()
+        self._watchdog = Watchdog(limits.patience_s, frozenset((step, pinned) for step in limits.python_steps if pinned))
+        self._replacing: dict[Name, tuple[Future[Outcome], Verdict, float]] = {}
+        self._unused: dict[str, float] = {}
         self._failed_loads = 0
         self._now = self._settled = 0.0
         self._well = True
@@ -176,6 +181,7 @@ class Watch:
         self._finish_replacements()
         unwell = self._ask()
         children = find_children(self._server.pid)
+        self._sweep({stub.region for stub in children.stubs})
         status = read_status(self._server.pid)
         offered = frozenset((step, version) for version in self._repository.offered() for step in STEPS)
         owed = {name: prober.owed_s(self._now) for name, prober in self._direct.items()}
@@ -192,6 +198,14 @@ class Watch:
         if children.dead >= MAX_DEAD and not self._replacing and self._now - self._settled > SETTLED_S:
             return f"it holds on to {children.dead} ended stubs"
         return ""
+
+    def _sweep(self, used: set[str]) -> None:
+        """Remove shared memory that no stub has used for a while: what dead ones leave behind, and nobody else removes."""
+        unused = self._server.regions() - used
+        self._unused = {name: self._unused.get(name, self._now) for name in unused}
+        for name in [name for name, since in self._unused.items() if self._now - since > SETTLED_S]:
+            (SHARED_MEMORY / name).unlink(missing_ok=True)
+            self._log.write("leftover-removed", name=name)
 
     def _ask(self) -> frozenset[Name]:
         """Take the answers that came, ask again; the pinned versions that an answer called not healthy."""
@@ -212,19 +226,19 @@ class Watch:
         names = [*((step, version) for step in STEPS if version), SERVER]
         for name in names:
             if name not in self._direct:
-                url = self._state.http_url
-                self._direct[name] = (
-                    health(self._pool, url, self._wait_s)
-                    if name == SERVER
-                    else inference(self._pool, url, name[0], name[1], self._wait_s)
-                )
+                self._direct[name] = Prober(self._pool, partial(self._ask_directly, name))
         return names
+
+    def _ask_directly(self, name: Name) -> Outcome:
+        if name == SERVER:
+            return ask(self._state.http_url, "/v2/health/live", None, self._wait_s)
+        return infer(self._state.http_url, name[0], name[1], self._wait_s)
 
     def _note_service(self, answer: Outcome | None) -> None:
         """Log when the classifier stops answering, and when it answers again. A refusal for being overloaded is an answer."""
         if answer is None:
             return
-        well = answer.status == 200 or "overloaded" in answer.message
+        well = answer.status == OK or "overloaded" in answer.message
         if well != self._well:
             self._log.write("service-back" if well else "service-fails", **({} if well else {"error": answer.message}))
         self._well = well
@@ -242,11 +256,7 @@ class Watch:
         model_file = self._repository.path / verdict.model / str(verdict.version) / "model.py"
         stamp = max(time.time_ns(), model_file.stat().st_mtime_ns + 1_000_000)  # the file system's clock ticks in ms
         os.utime(model_file, ns=(stamp, stamp))
-        self._replacing[name] = (self._pool.submit(self._load, verdict.model), verdict, time.monotonic())
-
-    def _load(self, model: str) -> None:
-        with ModelControl(self._state) as control:
-            control.load(model)
+        self._replacing[name] = (self._pool.submit(load, self._state, verdict.model), verdict, time.monotonic())
 
     def _finish_replacements(self) -> None:
         for name, (loading, verdict, started) in list(self._replacing.items()):
@@ -255,12 +265,10 @@ class Watch:
             del self._replacing[name]
             self._direct.pop(name, None)
             self._settled = self._now
-            for stub in verdict.stubs:
-                (SHARED_MEMORY / stub.region).unlink(missing_ok=True)  # nobody else does
             facts = {"model": verdict.model, "version": verdict.version, "after_s": round(time.monotonic() - started, 2)}
-            if error := loading.exception():
+            if loading.result().status != OK:
                 self._failed_loads += 1
-                self._log.write("stub-not-replaced", **facts, error=str(error))
+                self._log.write("stub-not-replaced", **facts, error=loading.result().message)
             else:
                 self._failed_loads = 0
                 self._log.write("stub-replaced", **facts)

@@ -17,11 +17,19 @@ from serving.release_log import ReleaseLog
 from serving.repository import Repository
 
 
-def promote(repository: Repository, version: int, *, load: bool = False, url: str | None = None) -> None:
+def promote(
+    repository: Repository,
+    version: int,
+    *,
+    load: bool = False,
+    evidence: dict[str, object] | None = None,
+    url: str | None = None,
+) -> None:
     """Move the traffic to `version`.
 
     Args:
         load: load it first where it is not in memory.
+        evidence: what the decision rests on, for the log.
 
     Raises:
         UsageError: there is no such version, it serves already, or it is not loaded.
@@ -34,7 +42,8 @@ def promote(repository: Repository, version: int, *, load: bool = False, url: st
             raise UsageError(f"version {version} serves already")
         if not load and not deployment.is_loaded(version):
             raise UsageError(f"version {version} is not loaded; promote it with --load, or publish its release again")
-        with log.step("promote", version=version, release=repository.release(version)):
+        facts: dict[str, object] = {} if evidence is None else {"evidence": evidence}
+        with log.step("promote", version=version, release=repository.release(version), **facts):
             _serve(deployment, version)
 
 

@@ -65,9 +65,10 @@ class Verdict:
 class Watchdog:
     """Remembers the looks at one server process and judges."""
 
-    def __init__(self, patience_s: float) -> None:
+    def __init__(self, patience_s: float, known: frozenset[Name]) -> None:
+        """`known` has a process already, as it has answered, even if that dies before the first look."""
         self._patience_s = patience_s
-        self._known: dict[Name, tuple[Stub, ...]] = {}
+        self._known: dict[Name, tuple[Stub, ...]] = dict.fromkeys(known, ())
         self._since: dict[tuple[str, Name], float] = {}
         self._cpu: dict[int, deque[tuple[float, float]]] = {}
 

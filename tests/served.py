@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from builders.repository import render_repository
 from serving.releases import publish
@@ -17,6 +18,7 @@ from serving.state import ServerState, read_state
 
 FREE_PORTS = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
 START_TIMEOUT_S = 60
+SAID = "serving.out"  # beside the repository: what the command printed
 
 
 def deployed(folder: Path, *releases: Path) -> Repository:
@@ -28,10 +30,10 @@ def deployed(folder: Path, *releases: Path) -> Repository:
     return repository
 
 
-def start(repository: Repository, *arguments: str) -> subprocess.Popen[str]:
-    """`python -m serving` over `repository`, with its output in pipes."""
+def start(repository: Repository, *arguments: str, output: IO[str] | int = subprocess.PIPE) -> subprocess.Popen[str]:
+    """`python -m serving` over `repository`, with its output in pipes, or both in a file."""
     command = [sys.executable, "-m", "serving", "--repository", str(repository.path), *FREE_PORTS, *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdout=output, stderr=output, text=True)
 
 
 def wait_until(condition: Callable[[], bool], *, seconds: float = 20) -> bool:
@@ -48,17 +50,20 @@ def wait_until_served(process: subprocess.Popen[str], repository: Repository) ->
     state = read_state(repository.path)
     if state is None:
         process.kill()
-        raise AssertionError(f"the server did not start: {process.communicate()}")
+        said = repository.path.with_name(SAID)
+        raise AssertionError(f"the server did not start: {process.communicate()} {said.read_text() if said.exists() else ''}")
     return state
 
 
 @contextmanager
-def serving(repository: Repository) -> Iterator[ServerState]:
+def serving(repository: Repository, *arguments: str) -> Iterator[ServerState]:
     """A server for as long as the block lasts; it must end with code 0 when told to stop."""
-    process = start(repository)
+    said = repository.path.with_name(SAID)  # no pipe, which a long run would fill
+    with said.open("w") as output:
+        process = start(repository, *arguments, output=output)
     try:
         yield wait_until_served(process, repository)
     finally:
         process.send_signal(signal.SIGTERM)
-        output, errors = process.communicate(timeout=30)
-    assert process.returncode == 0, (output, errors)
+        process.wait(timeout=60)
+    assert process.returncode == 0, said.read_text()

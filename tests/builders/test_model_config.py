@@ -16,8 +16,10 @@ from builders.model_config import CONFIGS, render, render_configs, tokenizer_con
 from contract.tensors import (
     ATTENTION_MASK,
     BUCKET_LENGTHS,
+    CANDIDATE,
     CLASSIFIER,
     ENGINE,
+    ENSEMBLES,
     INPUT_IDS,
     LOGITS,
     MAX_BATCH_SIZE,
@@ -32,7 +34,7 @@ from contract.tensors import (
 )
 
 COMMITTED = Path(__file__).resolve().parents[2] / "model_repository"
-STEP_CONFIGS = [name for name in CONFIGS if name.startswith(STEPS)]
+STEP_CONFIGS = [name for name in CONFIGS if name.split("/")[0] in STEPS]
 ENGINE_CONFIGS = [name for name in CONFIGS if name.startswith(ENGINE)]
 
 
@@ -90,8 +92,9 @@ def test_rendering_replaces_what_was_edited_by_hand(tmp_path: Path) -> None:
     assert path.read_bytes() == (COMMITTED / TOKENIZER / "config.pbtxt").read_bytes()
 
 
-def test_what_a_client_sees_is_the_contract() -> None:
-    config = parse(f"{CLASSIFIER}/config.pbtxt")
+@pytest.mark.parametrize("ensemble", ENSEMBLES)
+def test_what_a_client_sees_is_the_contract(ensemble: str) -> None:
+    config = parse(f"{ensemble}/config.pbtxt")
     assert tensors(config.input) == {TEXT: ("TYPE_STRING", [1])}
     assert tensors(config.output) == {
         LOGITS: ("TYPE_FP32", [-1]),
@@ -145,8 +148,15 @@ def test_a_queue_is_bounded_by_its_policy_only_where_the_tokenizer_cannot_bound_
     assert policy.timeout_action == model_config_pb2.ModelQueuePolicy.TimeoutAction.Value("REJECT")
 
 
-def test_the_ensemble_is_pinned_to_the_first_version() -> None:
-    steps = parse(f"{CLASSIFIER}/config.pbtxt").ensemble_scheduling.step
+def test_the_candidate_is_the_classifier_once_more() -> None:
+    config = parse(f"{CANDIDATE}/config.pbtxt")
+    config.name = CLASSIFIER
+    assert config == parse(f"{CLASSIFIER}/config.pbtxt")
+
+
+@pytest.mark.parametrize("ensemble", ENSEMBLES)
+def test_an_ensemble_is_pinned_to_the_first_version(ensemble: str) -> None:
+    steps = parse(f"{ensemble}/config.pbtxt").ensemble_scheduling.step
     assert [step.model_version for step in steps] == [1, 1]
 
 

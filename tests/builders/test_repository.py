@@ -17,7 +17,7 @@ from builders.engine_record import EngineRecord
 from builders.model_config import CONFIGS
 from builders.repository import SOURCE, render_repository, write_release
 from contract.command import Failure, UsageError
-from contract.probes import Probes
+from contract.probes import Probes, read_probes
 from contract.release import Manifest, read_manifest
 from contract.tensors import ENGINE, ENSEMBLES, STEPS, TOKENIZER
 
@@ -68,7 +68,7 @@ def write(
 
 def make_probes(parity: dict[str, Any]) -> Probes:
     """One text and what is expected of it."""
-    return Probes(texts=["a"], logits=[[0.0, 1.0]], bound=2 * parity["max_abs"], agreement=1.0)
+    return Probes(texts=["a"], logits=[[0.0, 1.0]], bound=10 * parity["max_abs"], agreement=1.0)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -111,6 +111,7 @@ def test_a_release_holds_what_the_contract_lists(tmp_path: Path) -> None:
     assert found[f"{TOKENIZER}/tokenizer.json"] == TOKENIZER_JSON
     assert found[f"{ENGINE}/model.onnx"] == b"weights"
     assert json.loads(found[release_json]) == {"release": manifest.release}
+    assert read_probes(tmp_path / "release") == make_probes(PARITY)
     for step in STEPS:
         assert found[f"{step}/model.py"] == (SOURCE / step / "1" / "model.py").read_bytes()
 

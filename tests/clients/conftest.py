@@ -11,7 +11,7 @@ from serving.state import ServerState
 from tests.served import deployed, serving
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerState]:
     """A real server of the tiny release."""
     with serving(deployed(tmp_path_factory.mktemp("clients"), release)) as state:

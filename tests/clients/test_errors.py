@@ -13,6 +13,7 @@ from clients.errors import (
     ServerError,
     TimedOut,
     Unavailable,
+    Untrusted,
     from_status,
 )
 
@@ -64,6 +65,30 @@ def test_a_full_queue_is_a_rejection_whatever_the_status(status: str, message: s
     error = from_status(status, message, "host:1")
     assert type(error) is Rejected
     assert message in str(error)
+
+
+@pytest.mark.parametrize("status", ["StatusCode.UNAVAILABLE", "503", "StatusCode.INTERNAL", "500"])
+def test_a_server_that_says_it_is_overloaded_rejects(status: str) -> None:
+    message = "in ensemble 'bert_classifier', overloaded: the engine is 1500 ms behind, 1000 ms are allowed; try again later"
+    assert type(from_status(status, message, "host:1")) is Rejected
+
+
+@pytest.mark.parametrize("status", ["StatusCode.INTERNAL", "500", "StatusCode.UNKNOWN"])
+@pytest.mark.parametrize("message", ["Stub process 'bert_engine_0_0' is not healthy.", "Tokenizer: Stub process is unhealthy"])
+def test_a_dead_worker_is_unavailable_for_another_one_replaces_it(status: str, message: str) -> None:
+    assert type(from_status(status, f"in ensemble 'bert_classifier', {message}", "host:1")) is Unavailable
+
+
+def test_a_message_over_grpcs_limit_is_a_bad_request_and_no_full_server() -> None:
+    message = "Received message larger than max (5000000 vs. 4194304)"
+    assert type(from_status("StatusCode.RESOURCE_EXHAUSTED", message, "host:1")) is BadRequest
+
+
+def test_a_tls_handshake_that_fails_says_what_to_check() -> None:
+    message = "failed to connect; Ssl handshake failed: SSL_ERROR_SSL: CERTIFICATE_VERIFY_FAILED"
+    error = from_status("StatusCode.UNAVAILABLE", message, "host:1")
+    assert type(error) is Untrusted
+    assert str(error).startswith(f"host:1: no TLS connection: {message}; check that")
 
 
 @pytest.mark.parametrize("status", [*GRPC, *HTTP])

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from clients import (
+    ClassifierError,
     Prediction,
     RetryPolicy,
     TimedOut,
@@ -24,7 +25,7 @@ from clients import (
     connect_async,
 )
 from clients.wire import ProtocolName
-from contract.tensors import CANDIDATE
+from contract.tensors import TOKENIZER
 from serving.state import ServerState
 from tests.clients.relay import Authority, hung_up, relayed, tls_context
 from tests.clients.sockets import closed_url, silent_url
@@ -34,6 +35,7 @@ pytestmark = pytest.mark.server
 
 TEXTS = [text for text, _ in tiny_texts(150)]
 PROTOCOLS: list[ProtocolName] = ["grpc", "http"]
+ABSENT = "bert_absent"
 Classify = Callable[..., list[Prediction]]
 
 
@@ -101,8 +103,24 @@ def test_many_calls_share_one_async_client(url: str, protocol: ProtocolName, exp
 
 
 def test_another_model_is_another_address(url: str, protocol: ProtocolName, classify: Classify) -> None:
-    with pytest.raises(Unavailable, match=CANDIDATE):
-        classify(url, protocol, ["cat"], model=CANDIDATE)
+    with pytest.raises(Unavailable, match=ABSENT):
+        classify(url, protocol, ["cat"], model=ABSENT)
+    with pytest.raises(ClassifierError, match="logits"):  # it is there, and no classifier
+        classify(url, protocol, ["cat"], model=TOKENIZER)
+
+
+def test_readiness_is_that_of_the_model_asked(url: str, protocol: ProtocolName) -> None:
+    async def main() -> None:
+        async with connect_async(url, protocol) as classifier:
+            await classifier.check_ready()
+        async with connect_async(url, protocol, model=ABSENT) as classifier:
+            for _ in range(3):
+                with pytest.raises(Unavailable, match=f"{ABSENT} is not ready"):
+                    await classifier.check_ready()
+
+    asyncio.run(main())
+    with connect(url, protocol, model=ABSENT) as classifier, pytest.raises(Unavailable, match=f"{ABSENT} is not ready"):
+        classifier.check_ready()
 
 
 def test_where_nobody_listens_it_is_unavailable_after_its_attempts(protocol: ProtocolName, classify: Classify) -> None:
@@ -172,7 +190,7 @@ def test_connections_lost_under_load_cost_no_call(server: ServerState, protocol:
     target = server.grpc_url if protocol == "grpc" else server.http_url
 
     async def main(url: str, lose: Callable[[], None]) -> None:
-        async with connect_async(url, protocol, retry=RetryPolicy(), in_flight=4) as classifier:
+        async with connect_async(url, protocol, retry=RetryPolicy(), in_flight=4, timeout_s=200) as classifier:
             calls = [asyncio.create_task(classifier.classify(TEXTS)) for _ in range(20)]
             for done in range(1, 6):
                 while sum(call.done() for call in calls) < 3 * done:

@@ -1,4 +1,4 @@
-"""A light load generator for tests of overload, chaos and soak: prepared gRPC bytes out, status and time back, no tensors built.
+"""A light load generator for tests of overload, chaos and soak: prepared bytes out, status and time back.
 
 On a small machine the generator eats of the same cores as the server, so it must cost little: about 0.1 ms a request.
 """

@@ -15,6 +15,7 @@ from serving.launch import CLOSED_TO_CLIENTS, find_installation, server_argument
 def arguments(config_name: str = "cpu") -> list[str]:
     return server_arguments(
         repository=Path("/models"),
+        models=["first_model", "second_model"],
         config_name=config_name,
         address="127.0.0.1",
         grpc_port=1,

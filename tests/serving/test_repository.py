@@ -8,7 +8,7 @@ import pytest
 
 from contract.command import Failure, UsageError
 from contract.release import read_manifest
-from contract.tensors import CLASSIFIER, ENGINE, ENSEMBLES, STEPS, TOKENIZER
+from contract.tensors import CANDIDATE, CLASSIFIER, ENGINE, ENSEMBLES, STEPS, TOKENIZER
 from serving.repository import Repository
 from tests.served import deployed
 
@@ -32,9 +32,11 @@ def test_a_version_is_the_release_plus_the_file_that_keeps_bytecode_out(tmp_path
     assert version == 1
     for step in STEPS:
         placed = {path.name for path in (repository.path / step / "1").iterdir()}
-        assert placed == {path.name for path in (release / step).iterdir()} | {"__pycache__"}
+        papers = {"manifest.json", "probes.json", "labels.txt"} if step == TOKENIZER else set()
+        assert placed == {path.name for path in (release / step).iterdir()} | {"__pycache__"} | papers
         assert (repository.path / step / "1" / "__pycache__").is_file()
-    assert (repository.path / CLASSIFIER / "labels-1.txt").read_text() == "animal\nplant\n"
+    for ensemble in ENSEMBLES:
+        assert (repository.path / ensemble / "labels-1.txt").read_text() == "animal\nplant\n"
     assert repository.release(1) == read_manifest(release).release
     assert not list(repository.path.glob(".staging*"))
 
@@ -82,7 +84,7 @@ def test_a_second_publisher_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_no_repository_is_named_with_what_it_lacks(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=f"{TOKENIZER}, {ENGINE}, {CLASSIFIER} missing"):
+    with pytest.raises(UsageError, match=f"{TOKENIZER}, {ENGINE}, {CLASSIFIER}, {CANDIDATE} missing"):
         Repository(tmp_path).check()
 
 
@@ -91,3 +93,42 @@ def test_an_unreadable_config_is_named(tmp_path: Path) -> None:
     (repository.path / CLASSIFIER / "config.pbtxt").write_text("name: {")
     with pytest.raises(UsageError, match=r"bert_classifier/config\.pbtxt"):
         repository.pinned()
+
+
+def test_what_was_changed_is_restored_and_nothing_else_is_touched(tmp_path: Path, release: Path) -> None:
+    repository = deployed(tmp_path, release)
+    configs = repository.configs()
+    assert len(configs) == 5
+    repository.offer([1, 2])
+    repository.pin(2)
+    untouched = (repository.path / CANDIDATE / "config.pbtxt").stat().st_mtime_ns
+    repository.restore(configs)
+    assert repository.configs() == configs
+    assert (repository.path / CANDIDATE / "config.pbtxt").stat().st_mtime_ns == untouched
+
+
+@pytest.mark.parametrize("break_version", [1, 2, 3])
+def test_before_a_start_damaged_versions_are_offered_no_longer_but_for_the_one_that_serves(
+    tmp_path: Path, release: Path, break_version: int
+) -> None:
+    repository = deployed(tmp_path, release)
+    for _ in range(2):
+        admitted(repository, release)
+    repository.offer([1, 2, 3])
+    repository.pin(3, CANDIDATE)
+    assert repository.offer_whole() == []
+    (repository.path / ENGINE / str(break_version) / "model.onnx").write_bytes(b"")
+    assert repository.damaged(break_version) == [f"{ENGINE}/model.onnx"]
+    assert repository.offer_whole() == ([] if break_version == 1 else [break_version])
+    assert repository.offered() == [version for version in (1, 2, 3) if version in (1, 5 - break_version) or break_version == 1]
+    assert repository.pinned(CANDIDATE) == (1 if break_version == 3 else 3)
+
+
+def test_a_python_step_has_its_config_as_its_model_reads_it(tmp_path: Path) -> None:
+    repository = deployed(tmp_path)
+    for step in STEPS:
+        config = repository.step_config(step)
+        assert config["name"] == step
+        assert all("string_value" in value for value in config["parameters"].values())
+    (repository.path / ENGINE / "configs" / "cpu.pbtxt").unlink()
+    assert repository.step_config(ENGINE) == {}  # a plan, which no python model serves

@@ -29,6 +29,7 @@ COUNTERS = {
     "bert_engine_seconds_total": "Seconds spent in the runtime",
     "bert_engine_refused_total": "Requests refused",
 }
+REPORT_S = 0.5  # between two reports of the counts
 
 Int32 = npt.NDArray[np.int32]
 Float32 = npt.NDArray[np.float32]
@@ -178,19 +179,30 @@ class TritonPythonModel:
         self.engine, self.settings = open_engine(folder, int(parameters["threads"]["string_value"]))
         self.progress = open_progress(args["model_version"])
         self.progress[:] = (time.monotonic(), 0.0, 0.0, time.monotonic())
-        self.counters: dict[str, Any] = {}
+        self.families, self.counters = [], {}
+        self.pending: dict[str, float] = {}
+        self.reported_at = 0.0
         if hasattr(pb_utils, "MetricFamily"):  # older servers have none
             labels = {"model": args["model_name"], "version": args["model_version"]}
             for name, text in COUNTERS.items():
                 family = pb_utils.MetricFamily(name=name, description=text, kind=pb_utils.MetricFamily.COUNTER)
+                self.families.append(family)  # a metric ends with its family
                 self.counters[name] = family.Metric(labels=labels)
 
     def count(self, **amounts: float) -> None:
-        """Add to the metrics, `rows=3` to bert_engine_rows_total, and to the progress that the tokenizer reads."""
+        """Add to the counts, `rows=3` to bert_engine_rows_total, and to the progress that the tokenizer reads."""
         self.progress[1:3] += amounts.get("tokens", 0), amounts.get("seconds", 0)
         for name, amount in amounts.items():
+            self.pending[name] = self.pending.get(name, 0) + amount
+
+    def report(self) -> None:
+        """Tell the server what was counted, unless that was done a moment ago: each counter costs a message to it."""
+        if time.monotonic() - self.reported_at < REPORT_S:
+            return
+        for name, amount in self.pending.items():
             if counter := self.counters.get(f"bert_engine_{name}_total"):
                 counter.increment(amount)
+        self.pending, self.reported_at = {}, time.monotonic()
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
         """One response a request, in order; when a joint run fails, each request is run alone, to fail by itself."""
@@ -208,6 +220,7 @@ class TritonPythonModel:
             return [pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))]
         finally:
             self.progress[3] = time.monotonic()
+            self.report()
         return [pb_utils.InferenceResponse([pb_utils.Tensor("logits", logits)]) for logits in answers]
 
     def run(self, requests: list[list[Int32]]) -> list[Float32]:

@@ -1,0 +1,118 @@
+"""`clients.canary`: who takes part, who gets which answer, what is written down."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from clients import BadRequest, ClassifierError, Prediction, Unavailable
+from clients.canary import CanaryClassifier, Outcome, takes_part
+
+
+class FakeClassifier:
+    """Answers every text with one label, or fails."""
+
+    def __init__(self, release: str, label: str, failure: ClassifierError | None = None) -> None:
+        self.release, self.label, self.failure = release, label, failure
+        self.asked = 0
+        self.closed = False
+
+    def classify(self, texts: Sequence[str]) -> list[Prediction]:
+        self.asked += 1
+        if self.failure is not None:
+            raise self.failure
+        return [Prediction(text, self.label, 1.0, {self.label: 1.0}, self.release, False) for text in texts]
+
+    def close(self) -> None:
+        self.closed = True
+
+
+OLD, NEW = "old", "new"
+
+
+def canary(
+    *,
+    failure: ClassifierError | None = None,
+    label: str = "a",
+    share: float = 1.0,
+    shadow: bool = False,
+    record: Path | None = None,
+) -> CanaryClassifier:
+    """A canary client whose two releases are fakes; the serving one says "a"."""
+    client = CanaryClassifier("localhost:1", share=share, shadow=shadow, record=record)
+    client._serving.close()
+    client._candidate.close()
+    client._serving = FakeClassifier(OLD, "a")  # type: ignore[assignment]
+    client._candidate = FakeClassifier(NEW, label, failure)  # type: ignore[assignment]
+    return client
+
+
+def test_a_share_of_the_keys_takes_part_and_a_larger_share_has_them_too() -> None:
+    keys = [f"user-{number}" for number in range(10_000)]
+    chosen = {share: {key for key in keys if takes_part(key, share)} for share in (0.0, 0.05, 0.3, 1.0)}
+    assert chosen[0.0] == set()
+    assert chosen[1.0] == set(keys)
+    assert chosen[0.05] < chosen[0.3]
+    assert len(chosen[0.05]) / len(keys) == pytest.approx(0.05, abs=0.01)
+
+
+def test_a_key_always_takes_the_same_way() -> None:
+    with canary(share=0.5) as client:
+        for key in ("a", "b", "c", "d"):
+            releases = {client.classify(["text"], key=key)[0].release for _ in range(5)}
+            assert releases == {NEW if takes_part(key, 0.5) else OLD}
+
+
+def test_without_a_key_the_share_is_drawn() -> None:
+    with canary(share=0.5) as client:
+        assert {client.classify(["text"])[0].release for _ in range(200)} == {OLD, NEW}
+
+
+def test_every_outcome_is_a_line(tmp_path: Path) -> None:
+    record = tmp_path / "canary.jsonl"
+    with canary(label="b", record=record) as client:
+        client.classify(["one", "two"], key="k")
+        client.classify(["three"], key="k")
+    outcomes = [Outcome(**json.loads(line)) for line in record.read_text().splitlines()]
+    assert [(outcome.texts, outcome.disagreements) for outcome in outcomes] == [(2, 2), (1, 1)]
+    assert all((outcome.candidate, outcome.serving, outcome.error) == (NEW, OLD, None) for outcome in outcomes)
+
+
+def test_in_the_shadow_the_caller_gets_the_serving_answer() -> None:
+    with canary(label="b", shadow=True) as client:
+        assert client.classify(["text"])[0].release == OLD
+        assert client._candidate.asked == 1  # type: ignore[attr-defined]
+
+
+def test_a_failing_candidate_costs_its_caller_nothing_and_is_written_down(tmp_path: Path) -> None:
+    record = tmp_path / "canary.jsonl"
+    with canary(failure=Unavailable("gone"), record=record) as client:
+        for _ in range(2):  # asked first and asked second
+            assert client.classify(["text"])[0].release == OLD
+    outcomes = [Outcome(**json.loads(line)) for line in record.read_text().splitlines()]
+    assert [(outcome.error, outcome.candidate, outcome.disagreements) for outcome in outcomes] == [
+        ("Unavailable: gone", "", 0)
+    ] * 2
+
+
+def test_a_bad_text_is_the_callers_and_no_failure_of_the_candidate(tmp_path: Path) -> None:
+    record = tmp_path / "canary.jsonl"
+    with canary(failure=BadRequest("empty"), record=record) as client, pytest.raises(BadRequest):
+        client.classify(["text"])
+    assert record.read_text() == ""
+
+
+def test_closing_closes_both() -> None:
+    client = canary()
+    client.close()
+    assert client._serving.closed  # type: ignore[attr-defined]
+    assert client._candidate.closed  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_a_share_that_is_none_is_refused(share: float) -> None:
+    with pytest.raises(ValueError, match="it must be in 0 to 1"):
+        CanaryClassifier("localhost:1", share=share)

@@ -1,0 +1,295 @@
+"""Swap releases under traffic, every second one bad, and count what clients notice. For the figures, not for CI:
+
+    python -m tests.serving.chaos_swap --release build/release --swaps 1000 --output docs/measurements/chaos-swap.json
+
+Good releases are the given one and two copies of it whose first logit is shifted, so that an answer of one release's engine
+under another's name cannot hide. Clients retry nothing. Latency is measured apart from the chaos, at 40 % of what the server
+answered at most: around flips, and while releases load (by the command, in a process of its own, as an operator does it).
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from clients import connect
+from contract.command import Failure, UsageError, run_command
+from contract.files import write_json
+from contract.probes import read_probes
+from contract.release import read_manifest
+from contract.tensors import ENGINE
+from serving.publish import publish
+from serving.repository import Repository
+from serving.state import ServerState
+from serving.switch import promote, retire, rollback
+from tests.served import deployed, serving
+from tests.serving.faults import FAULTS, faulty, variant
+from tests.serving.traffic import ANY, Answers, Traffic, known_answers
+
+ROOT = Path(__file__).resolve().parents[2]
+CHUNK = 10
+MOVES = ("publish", "rollback", "promote")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChaosSwap:
+    """Swap releases under traffic."""
+
+    release: Path = Path("build/release")
+    """A good release, of builders.build with the ONNX engine."""
+    swaps: int = 30
+    """How many: half of them moves of the traffic, half attempts to publish a bad release."""
+    latency: bool = True
+    """Measure capacity and latency first; without it the traffic is two clients in a closed loop."""
+    output: Path | None = None
+    """JSON file to write."""
+
+    def __post_init__(self) -> None:
+        if self.swaps < 2:
+            raise UsageError(f"--swaps is {self.swaps}; it must be at least 2")
+
+
+class Chaos:
+    """The server, the releases that come and go, and what happened."""
+
+    def __init__(
+        self, repository: Repository, state: ServerState, good: list[Path], bad: dict[str, Path], traffic: Traffic
+    ) -> None:
+        self.repository, self.state, self.good, self.bad, self.traffic = repository, state, good, bad, traffic
+        self.counts: Counter[str] = Counter()
+        self.wrong: list[str] = []
+        """What should not have happened."""
+        self._turn = 0
+
+    def serving(self) -> str:
+        """The release that answers."""
+        with connect(self.state.grpc_url) as classifier:
+            return classifier.classify(["which"])[0].release
+
+    def swap(self, number: int) -> None:
+        """A move of the traffic, or, every second time, an attempt to publish a bad release."""
+        if number % 2:
+            self._refuse(list(self.bad)[number // 2 % len(self.bad)])
+        else:
+            self._move(MOVES[number // 2 % len(MOVES)])
+
+    def publish_next(self) -> None:
+        """Publish the next good release that does not serve, and delete what is no longer needed."""
+        serving = self.repository.release(self.repository.pinned() or 0)
+        names = [read_manifest(folder).release for folder in self.good]
+        folder = self.good[(names.index(serving) + 1) % len(self.good)]
+        publish(folder, self.repository, gate=ANY)
+        retire(self.repository, keep=0)
+
+    def _move(self, move: str) -> None:
+        if move == "publish":
+            self.publish_next()
+        elif move == "rollback":
+            rollback(self.repository)
+        else:
+            promote(self.repository, max(self.repository.offered()))
+        expected = self.repository.release(self.repository.pinned() or 0)
+        self._expect(self.serving() == expected, f"{expected} does not answer after a {move}")
+        self.counts[move] += 1
+
+    def _refuse(self, fault: str) -> None:
+        before = self.serving()
+        try:
+            publish(self.bad[fault], self.repository, gate=ANY)
+        except Failure:
+            self.counts["refused"] += 1
+        else:
+            self.wrong.append(f"a release with {fault} was published")
+        self._expect(self.serving() == before, f"{before} no longer answers after a release with {fault}")
+
+    def _expect(self, met: bool, otherwise: str) -> None:
+        if not met:
+            self.wrong.append(otherwise)
+
+
+def family_pss_mb(pid: int) -> float:
+    """Proportional set size of a process and all below it, MB."""
+    children = [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
+    try:
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    own = next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")) / 1024
+    return own + sum(family_pss_mb(child) for child in children)
+
+
+def sequential_p50_ms(traffic: Traffic, seconds: float) -> float:
+    """Median latency with one request in flight."""
+    started = time.monotonic()
+    with traffic.running(closed=1) as answers:
+        time.sleep(seconds)
+    return float(1000 * np.median([latency for due, latency in answers.latencies if due >= started]))
+
+
+def measure_latency(chaos: Chaos) -> dict[str, Any]:
+    """Capacity, then p99 at 40 % of it: steady, within a second of a flip, and while a release loads."""
+    traffic, answers = chaos.traffic, chaos.traffic.answers
+    before = len(answers.latencies)
+    with traffic.running(closed=8):
+        time.sleep(5)
+    capacity = (len(answers.latencies) - before) / 5
+    chaos.publish_next()
+    with traffic.running(rate=0.4 * capacity, workers=16):
+        time.sleep(1)
+        start = time.monotonic()
+        time.sleep(15)
+        steady = answers.p99_ms(start, time.monotonic())
+        flips = _flip_windows(chaos, 15)
+        loads = [_loading_window(chaos) for _ in range(5)]
+    near_flips = _p99(answers, flips)
+    loading = _p99(answers, loads)
+    return {
+        "capacity_per_s": capacity,
+        "rate_per_s": 0.4 * capacity,
+        "steady_p99_ms": steady,
+        "flip_p99_ms": near_flips,
+        "flip_ratio": near_flips / steady,
+        "loading_p99_ms": loading,
+        "loading_ratio": loading / steady,
+        "loading_s": float(np.mean([end - start for start, end in loads])),
+    }
+
+
+def _p99(answers: Answers, windows: list[tuple[float, float]]) -> float:
+    chosen = [latency for due, latency in answers.latencies if any(start <= due < end for start, end in windows)]
+    return float(1000 * np.percentile(chosen, 99))
+
+
+def _flip_windows(chaos: Chaos, count: int) -> list[tuple[float, float]]:
+    windows = []
+    for number in range(count):
+        start = time.monotonic()
+        if number % 2:
+            promote(chaos.repository, max(chaos.repository.offered()))
+        else:
+            rollback(chaos.repository)
+        time.sleep(max(0.0, start + 1 - time.monotonic()))
+        windows.append((start, start + 1))
+        time.sleep(0.5)
+    if count % 2:
+        promote(chaos.repository, max(chaos.repository.offered()))
+    return windows
+
+
+def _loading_window(chaos: Chaos) -> tuple[float, float]:
+    serving = chaos.repository.release(chaos.repository.pinned() or 0)
+    folder = next(folder for folder in chaos.good if read_manifest(folder).release != serving)
+    command = [sys.executable, "-m", "serving.releases", "publish", str(folder), "--repository", str(chaos.repository.path)]
+    start = time.monotonic()
+    subprocess.run(
+        [*command, "--accept-disagreement", "--max-slowdown", "1000"], check=True, cwd=ROOT, stdout=subprocess.DEVNULL
+    )
+    end = time.monotonic()
+    retire(chaos.repository, keep=0)
+    time.sleep(2)
+    return start, end
+
+
+def restart_with_damage(repository: Repository, bad: Path) -> float:
+    """Corrupt what lies on the disk beside the serving version, start a server, and return the seconds until it answers.
+
+    Raises:
+        AssertionError: it does not answer as the serving release.
+    """
+    version = repository.next_version()
+    repository.admit(repository.copy_in(bad, version), version)  # never published
+    serving_version = repository.pinned() or 0
+    for offered in repository.offered():
+        if offered != serving_version:
+            (repository.path / ENGINE / str(offered) / "model.onnx").write_bytes(b"no graph at all")
+    started = time.monotonic()
+    with serving(repository) as state, connect(state.grpc_url) as classifier:
+        release = classifier.classify(["which"])[0].release
+    seconds = time.monotonic() - started
+    if release != repository.release(serving_version):
+        raise AssertionError(f"after the restart {release} answers")
+    return seconds
+
+
+def eighty_percent(capacity: float) -> dict[str, Any]:
+    """Traffic of 80 % of so many requests a second: three quarters due at fixed times, one quarter waiting for its answers."""
+    return {"closed": 2, "think_s": 2 / (0.2 * capacity), "rate": 0.6 * capacity, "workers": 16}
+
+
+def run(options: ChaosSwap, folder: Path) -> dict[str, Any]:
+    """Everything, with its files in `folder`; the figures."""
+    shifts = {"b": 0.5, "c": 1.0}
+    good = [options.release, *(variant(options.release, folder / name, name=name, shift=shifts[name]) for name in shifts)]
+    bad = {fault: faulty(options.release, folder / fault.replace(" ", "-"), fault) for fault in FAULTS}
+    texts = read_probes(options.release).texts
+    known = known_answers(folder / "scratch", good, texts)
+    repository = deployed(folder, options.release)
+    memory, cost = [], []
+    with serving(repository) as state:
+        chaos = Chaos(repository, state, good, bad, Traffic(state.grpc_url, texts, known))
+        latency = measure_latency(chaos) if options.latency else {}
+        load = eighty_percent(latency["capacity_per_s"]) if options.latency else {"closed": 2}
+        for start in tqdm(range(0, options.swaps, CHUNK), desc="swapping", unit=f"{CHUNK} swaps", mininterval=0.5):
+            with chaos.traffic.running(**load):
+                for number in range(start, min(start + CHUNK, options.swaps)):
+                    chaos.swap(number)
+            memory.append(round(family_pss_mb(state.pid), 1))
+            if options.latency:
+                cost.append(round(sequential_p50_ms(chaos.traffic, 1.0), 3))
+    restart_s = restart_with_damage(repository, bad["truncated engine"])
+    return figures(options, chaos) | latency | {"pss_mb": memory, "sequential_p50_ms": cost, "restart_s": restart_s}
+
+
+def figures(options: ChaosSwap, chaos: Chaos) -> dict[str, Any]:
+    """What was counted."""
+    answers = chaos.traffic.answers
+    requests = len(answers.latencies) + len(answers.failures)
+    return {
+        "release": read_manifest(options.release).release,
+        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "swaps": options.swaps,
+        "counts": dict(chaos.counts),
+        "bad_releases": options.swaps // 2,
+        "requests": requests,
+        "failed": len(answers.failures),
+        "mixed": len(answers.mixed),
+        "failure_rate_bound": 3 / requests,
+        "wrong": [*chaos.wrong, *answers.failures[:5], *answers.mixed[:5]],
+    }
+
+
+def main(options: ChaosSwap) -> None:
+    """Run, print, write. Raises `Failure` when a client noticed anything."""
+    with tempfile.TemporaryDirectory(prefix="chaos-swap-") as folder:
+        found = run(options, Path(folder))
+    print(
+        f"{found['swaps']} swaps, {found['requests']} requests: {found['failed']} failed, {found['mixed']} mixed "
+        f"(so under {found['failure_rate_bound']:.2g} of requests fail, with 95 % confidence); "
+        f"{found['counts'].get('refused', 0)} of {found['bad_releases']} bad releases refused; "
+        f"restarted beside damaged versions in {found['restart_s']:.1f} s"
+    )
+    if options.latency:
+        print(
+            f"at 40 % load: p99 {found['steady_p99_ms']:.1f} ms steady, {found['flip_ratio']:.2f} times that within 1 s of a "
+            f"flip, {found['loading_ratio']:.2f} times while a release loads ({found['loading_s']:.1f} s)"
+        )
+    if options.output:
+        write_json(options.output, found)
+    if found["wrong"]:
+        raise Failure("; ".join(found["wrong"]))
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(tyro.cli(ChaosSwap, prog="python -m tests.serving.chaos_swap", description=__doc__)))
