@@ -155,8 +155,9 @@ def engine_writer(options: Build, checkpoint: Checkpoint, reference: Callable[[]
     """What fills the engine's folder of the release, for the engine and precision of the options. Raises `UsageError`."""
     flags, precision, source = cpu_flags(), options.precision or "fp32", source_of(options, checkpoint)
     if options.engine == "tensorrt":
+        texts = functools.partial(read_calibration, checkpoint, options.calibration_texts, rows=options.calibration_rows)
         settings: dict[str, Any] = {"precision": precision, "layout": options.layout, "options": options.tensorrt}
-        return lambda folder: write_tensorrt_engine(folder, checkpoint, reference=reference(), **settings)
+        return lambda folder: write_tensorrt_engine(folder, checkpoint, reference=reference(), calibration=texts, **settings)
     if options.engine != "auto":
         kind = find_kind(options.engine, precision, flags)
         return lambda folder: write_cpu_engine(folder, kind, source, reference())

@@ -73,8 +73,8 @@ class Version:
     manifest: Mapping[str, Any] | None
     files: Mapping[str, Path]
     """The manifest's names of the steps' files -> where they lie."""
-    config: Any
-    """The engine's `ModelConfig`; None for a release, which has none of its own."""
+    config: Mapping[str, Any] | None
+    """The engine's; None for a release, which has none of its own."""
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def find_versions(folder: Path) -> list[Version]:
     return found
 
 
-def _deployed(folder: Path, number: int, config: Any) -> Version:
+def _deployed(folder: Path, number: int, config: Mapping[str, Any]) -> Version:
     """A published version; its manifest lies beside the tokenizer or the engine, where there is one."""
     places = [folder / step / str(number) / MANIFEST_FILE for step in (TOKENIZER, ENGINE)]
     manifest = next((read_json(place) for place in places if place.is_file()), None)

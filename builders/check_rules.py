@@ -113,21 +113,21 @@ def check_gpu(facts: Mapping[str, Any], server: Server, found: Finding) -> None:
         found.wrong.append(f"it was built on compute capability {ours}, the server has {theirs}")
 
 
-def check_config(facts: Mapping[str, Any], config: Any, found: Finding) -> None:
-    """Compare the plan's layout and profiles with the engine's `ModelConfig`."""
+def check_config(facts: Mapping[str, Any], config: Mapping[str, Any], found: Finding) -> None:
+    """Compare the plan's layout and profiles with the engine's config."""
     profiles: Sequence[Mapping[str, Any]] = facts.get("profiles", [])
     if not profiles:
         found.unknown.append("the plan does not say which profiles it has")
         return
     fix = "python -m builders.tensorrt_config fits the configs"
     packed = facts.get("layout") == "packed"
-    if packed != bool(config.batch_input):
+    if packed != bool(config.get("batch_input")):
         found.wrong.append(f"the plan is {facts.get('layout')}, the config is not; {fix}")
         return
     largest = profiles[0][OFFSETS]["max"][0] - 1 if packed else min(profile[INPUT_IDS]["max"][0] for profile in profiles)
-    if config.max_batch_size > largest:
-        found.wrong.append(f"max_batch_size is {config.max_batch_size}, the plan takes {largest}; {fix}")
-    listed = sorted({int(number) for group in config.instance_group for number in group.profile})
+    if (most := config.get("max_batch_size", 0)) > largest:
+        found.wrong.append(f"max_batch_size is {most}, the plan takes {largest}; {fix}")
+    listed = sorted({int(number) for group in config.get("instance_group", []) for number in group.get("profile", [])})
     if listed and listed[-1] >= len(profiles):
         found.wrong.append(f"the config lists profile {listed[-1]}, the plan has {len(profiles)}; {fix}")
     elif len(profiles) > 1 and listed != list(range(len(profiles))):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 
@@ -11,10 +12,12 @@ TIMEOUT_S = 30
 
 
 def describe_gpu(command: str = "nvidia-smi") -> dict[str, str]:
-    """{"gpu", "compute_capability", "driver"} of the first GPU; empty where there is none."""
+    """{"gpu", "compute_capability", "driver"} of the first GPU that CUDA shows this process; empty where there is none."""
     if not shutil.which(command):
         return {}
     arguments = [command, f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader"]
+    if visible := os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0]:
+        arguments.append(f"--id={visible}")
     try:
         found = subprocess.run(arguments, capture_output=True, text=True, timeout=TIMEOUT_S, check=True).stdout
     except (subprocess.SubprocessError, OSError):  # a driver without a GPU, or a container without access to one

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from builders.graph_writer import COMPUTE_TYPES
+from builders.graph_writer import COMPUTE_TYPES, INTEGERS, infer_types
 from contract.command import Failure
 
 REDUCTIONS = frozenset({"LayerNormalization", "Softmax", "LogSoftmax", "GlobalAveragePool", "CumSum"})
@@ -24,7 +24,6 @@ ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div", "Equal", "GreaterOrEqual", "
 HEAD_PRODUCTS = 2
 """Pooler and classifier, which `builders.standard_graph.head` keeps in FP32."""
 FP16_MAX = float(np.finfo(np.float16).max)
-_INTEGERS = (TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL)
 
 
 @dataclass(frozen=True)
@@ -46,11 +45,13 @@ class Census:
 
 def census(model: onnx.ModelProto) -> Census:
     """Count, and find what would fail on TensorRT or in half precision; see `Census.problems`."""
-    graph = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
-    types = _types(graph)
+    if foreign := _foreign(model.graph):  # whose types cannot be inferred
+        return Census({}, {}, 0, 0, 0, foreign)
+    graph = model.graph
+    types = infer_types(model)
     products = Counter(_name(types[node.input[0]]) for node in graph.node if node.op_type in PRODUCTS)
     reductions = Counter(
-        _name(types[node.input[0]]) for node in graph.node if _reduces(node) and types[node.input[0]] not in _INTEGERS
+        _name(types[node.input[0]]) for node in graph.node if _reduces(node) and types[node.input[0]] not in INTEGERS
     )
     makers = {output: node for node in graph.node for output in node.output}
     dequantised = {
@@ -62,8 +63,8 @@ def census(model: onnx.ModelProto) -> Census:
         dict(reductions),
         quantised,
         sum(len(tensor.raw_data) for tensor in graph.initializer),
-        sum(int(np.prod(tensor.dims)) for tensor in graph.initializer if tensor.data_type not in _INTEGERS),
-        [*_foreign(graph), *_wrong_types(graph, types), *_wrong_initializers(graph)],
+        sum(int(np.prod(tensor.dims)) for tensor in graph.initializer if tensor.data_type not in INTEGERS),
+        [*_wrong_types(graph, types), *_wrong_initializers(graph)],
     )
 
 
@@ -85,12 +86,6 @@ def check_precision(found: Census, precision: str) -> None:
         raise Failure(f"{precision} was asked for, and the graph's matrix products are in {found.products}")
 
 
-def _types(graph: onnx.GraphProto) -> dict[str, int]:
-    values = [*graph.input, *graph.value_info, *graph.output]
-    types = {value.name: value.type.tensor_type.elem_type for value in values}
-    return types | {tensor.name: tensor.data_type for tensor in graph.initializer}
-
-
 def _name(kind: int) -> str:
     return str(helper.tensor_dtype_to_string(kind)).removeprefix("TensorProto.")
 
@@ -108,7 +103,7 @@ def _wrong_types(graph: onnx.GraphProto, types: dict[str, int]) -> list[str]:
     found = []
     for node in graph.node:
         kind = types[node.input[0]]
-        if _reduces(node) and kind not in (TensorProto.FLOAT, *_INTEGERS):
+        if _reduces(node) and kind not in (TensorProto.FLOAT, *INTEGERS):
             found.append(f"{node.name} ({node.op_type}) sums in {_name(kind)}, wanted FLOAT")
         if node.op_type in ARITHMETIC and kind == TensorProto.INT64:
             found.append(f"{node.name} ({node.op_type}) reckons in INT64, wanted INT32")
@@ -134,16 +129,6 @@ def _wrong_initializers(graph: onnx.GraphProto) -> list[str]:
         if tensor.name in zero_points and np.any(numpy_helper.to_array(tensor).astype(np.float32)):
             found.append(f"{tensor.name} is a zero point other than 0")
     return found
-
-
-def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph without its weights: what a later graph is compared with before a refit, in a few kilobytes."""
-    bare = onnx.ModelProto()
-    bare.CopyFrom(model)
-    for tensor in bare.graph.initializer:
-        if tensor.data_type not in _INTEGERS:
-            tensor.ClearField("raw_data")
-    return bare
 
 
 def refit_differences(plan: onnx.ModelProto, weights: onnx.ModelProto) -> list[str]:
@@ -188,7 +173,7 @@ def _nodes(model: onnx.ModelProto) -> dict[str, Any]:
 def _initializers(model: onnx.ModelProto) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for tensor in model.graph.initializer:
-        values = numpy_helper.to_array(tensor).tolist() if tensor.data_type in _INTEGERS else "weights"
+        values = numpy_helper.to_array(tensor).tolist() if tensor.data_type in INTEGERS else "weights"
         found[tensor.name] = (_name(tensor.data_type), list(tensor.dims), values)
     return found
 

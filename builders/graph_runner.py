@@ -16,6 +16,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
+from builders.graph_writer import infer_types
 from builders.packed_graph import OFFSETS, packed_batch
 from builders.parity import Engine, Float32, Int32
 from contract.tensors import ATTENTION_MASK, INPUT_IDS, LOGITS
@@ -25,8 +26,7 @@ HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 def rounded_in_fp32(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same computation in FP32 that rounds where `model` holds a half type."""
-    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
-    kinds = {value.name: value.type.tensor_type.elem_type for value in (*inferred.value_info, *inferred.output)}
+    kinds = infer_types(model)
     result = onnx.ModelProto()
     result.CopyFrom(model)
     graph = result.graph

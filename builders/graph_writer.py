@@ -51,6 +51,9 @@ _QUANTISED: dict[str, tuple[int, float]] = {  # type, largest number
     "fp8": (TensorProto.FLOAT8E4M3FN, 448.0),  # https://arxiv.org/abs/2209.05433, table 1
 }
 
+INTEGERS = (TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL)
+"""Types of shapes and indices."""
+
 Array = npt.NDArray[Any]
 
 
@@ -177,5 +180,31 @@ class GraphWriter:
         body = helper.make_graph(self.nodes, name, inputs, outputs, list(self.initializers.values()))
         opsets = [helper.make_opsetid("", OPSET)]
         model = helper.make_model(body, opset_imports=opsets, ir_version=IR_VERSION, producer_name="builders.graph_writer")
-        onnx.checker.check_model(model, full_check=True)
+        onnx.checker.check_model(model)
+        infer_types(model)
         return model
+
+
+def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph without its weights, in a few kilobytes; shapes and indices stay.
+
+    What a later graph is compared with before a refit, and what types are inferred on: copying weights for that takes seconds.
+    """
+    bare = []
+    for tensor in model.graph.initializer:
+        kept = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        if tensor.data_type in INTEGERS:
+            kept.raw_data = tensor.raw_data
+        bare.append(kept)
+    graph = model.graph
+    body = helper.make_graph(graph.node, graph.name, graph.input, graph.output, bare)
+    return helper.make_model(
+        body, opset_imports=model.opset_import, ir_version=model.ir_version, producer_name=model.producer_name
+    )
+
+
+def infer_types(model: onnx.ModelProto) -> dict[str, int]:
+    """The element type of every tensor. Raises onnx's InferenceError where types or shapes contradict each other."""
+    graph = onnx.shape_inference.infer_shapes(skeleton(model), check_type=True, strict_mode=True).graph
+    values = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info, *graph.output)}
+    return values | {tensor.name: tensor.data_type for tensor in graph.initializer}

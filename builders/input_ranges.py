@@ -42,14 +42,14 @@ class InputRanges:
     """JSON file to write: {layer: range}."""
     precision: Eight = "int8"
     """What the ranges are for: int8 has even steps and likes a cut, fp8 has fine ones near zero."""
-    texts: Path | None = None
+    calibration_texts: Path | None = None
     """Training texts, .jsonl or .csv with a "text" or one a line, where the data of training is gone."""
-    rows: int = 256
+    calibration_rows: int = 256
     """Texts to observe, and as many that choose the percentile, at least 2."""
 
     def __post_init__(self) -> None:
-        if self.rows < 2:
-            raise UsageError(f"--rows is {self.rows}; it must be at least 2")
+        if self.calibration_rows < 2:
+            raise UsageError(f"--calibration-rows is {self.calibration_rows}; it must be at least 2")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,9 @@ class Observed:
 def choose_ranges(checkpoint: Checkpoint, precision: str, calibration: Calibration) -> Observed:
     """Observe, quantise at every percentile, and take the nearest. Raises UsageError when there are no texts."""
     if not calibration.texts or not calibration.validation:
-        raise UsageError(f"{precision} is calibrated on texts, and there are none; pass training texts by --texts FILE")
+        raise UsageError(
+            f"{precision} is calibrated on texts, and there are none; pass training texts by --calibration-texts FILE"
+        )
     exact = standard_onnx(checkpoint.model)
     seen = make_reference(checkpoint.model, encode(checkpoint.tokenizer, calibration.texts, []))
     judge = make_reference(checkpoint.model, encode(checkpoint.tokenizer, calibration.validation, []))
@@ -92,7 +94,7 @@ def read_ranges(path: Path) -> Mapping[str, float]:
 def write_ranges(options: InputRanges) -> None:
     """Run the command; see the module docstring."""
     checkpoint = load_checkpoint(options.checkpoint)
-    calibration = read_calibration(checkpoint, options.texts, rows=options.rows)
+    calibration = read_calibration(checkpoint, options.calibration_texts, rows=options.calibration_rows)
     found = choose_ranges(checkpoint, options.precision, calibration)
     write_json(options.output, found.ranges)
     for name, error in found.errors.items():

@@ -178,6 +178,13 @@ def render(config: dict[str, Any]) -> bytes:
     return text_format.MessageToString(message).encode()
 
 
+def parse(text: bytes) -> dict[str, Any]:
+    """The dict of a config's text form, with Triton's field names. Raises text_format.ParseError for what is none."""
+    message = text_format.Parse(text, model_config_pb2.ModelConfig())
+    values: dict[str, Any] = json_format.MessageToDict(message, preserving_proto_field_name=True)
+    return values
+
+
 def render_configs(repository: Path) -> None:
     """Write every config into `repository`."""
     for name, build in CONFIGS.items():

@@ -40,7 +40,7 @@ def check_refittable(folder: Path, graph: onnx.ModelProto, trt: Any) -> None:
     """
     facts = read_engine_json(folder)
     if not facts.get("refittable"):
-        raise UsageError(f"{folder} was not built --refittable; build a new plan with python -m builders.build")
+        raise UsageError(f"{folder} was not built --tensorrt.refittable; build a new plan with python -m builders.build")
     try:
         plan = onnx.ModelProto.FromString((folder / GRAPH_FILE).read_bytes())
     except (OSError, DecodeError) as error:

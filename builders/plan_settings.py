@@ -44,15 +44,15 @@ class PlanSettings:
 
     def __post_init__(self) -> None:
         if self.workspace_mib < 1:
-            raise UsageError(f"--workspace-mib is {self.workspace_mib}; it must be at least 1")
+            raise UsageError(f"--tensorrt.workspace-mib is {self.workspace_mib}; it must be at least 1")
         if not 0 <= self.optimization_level <= 5:
-            raise UsageError(f"--optimization-level is {self.optimization_level}; it must be 0 to 5")
+            raise UsageError(f"--tensorrt.optimization-level is {self.optimization_level}; it must be 0 to 5")
         if self.hardware_compatibility not in get_args(HardwareCompatibility):
             known = ", ".join(get_args(HardwareCompatibility))
-            raise UsageError(f"--hardware-compatibility is {self.hardware_compatibility!r}; known are {known}")
+            raise UsageError(f"--tensorrt.hardware-compatibility is {self.hardware_compatibility!r}; known are {known}")
         broken = [found for found in self.compute_capabilities if not re.fullmatch(r"\d{1,2}\.\d", found)]
         if broken:
-            raise UsageError(f"--compute-capabilities has {broken[0]!r}; write them as 8.9")
+            raise UsageError(f"--tensorrt.compute-capabilities has {broken[0]!r}; write them as 8.9")
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def packed_profile(length: int, *, best_tokens: int, best_batch: int, max_tokens
 def packed_batch_size(length: int, max_tokens: int) -> int:
     """Texts in one packed batch: as many of the longest as `max_tokens` hold, for Triton counts texts and not tokens."""
     if max_tokens < length:
-        raise UsageError(f"--packed-tokens is {max_tokens}; one text alone may have {length} tokens")
+        raise UsageError(f"--tensorrt.packed-tokens is {max_tokens}; one text alone may have {length} tokens")
     return min(MAX_BATCH_SIZE, max_tokens // length)
 
 

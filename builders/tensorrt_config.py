@@ -21,8 +21,8 @@ from typing import Annotated, Any
 
 import tyro
 from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2
 
+from builders.model_config import parse, render
 from builders.packed_graph import OFFSETS
 from builders.plan_files import read_engine_json
 from contract.command import UsageError, run_command
@@ -43,47 +43,39 @@ class TensorRTConfig:
     """Deployed repository, rendered already."""
 
 
-def fit_engine(config: Any, layout: str, profiles: Sequence[dict[str, Any]]) -> None:
-    """Change the engine's `ModelConfig` in place."""
-    named = {tensor.name: tensor for tensor in config.input}
-    del config.batch_input[:]
+def fit_engine(config: dict[str, Any], layout: str, profiles: Sequence[dict[str, Any]]) -> None:
+    """Change the engine's config in place."""
+    ids = next(tensor for tensor in config["input"] if tensor["name"] == INPUT_IDS)
+    ids.pop("allow_ragged_batch", None)
+    config.pop("batch_input", None)
     if layout == "packed":
-        kept = named[INPUT_IDS]
-        kept.allow_ragged_batch = True
-        tensors = [kept]
-        kind = model_config_pb2.BatchInput.BATCH_ACCUMULATED_ELEMENT_COUNT_WITH_ZERO
-        config.batch_input.add(kind=kind, target_name=[OFFSETS], data_type=kept.data_type, source_input=[INPUT_IDS])
-        config.max_batch_size = int(profiles[0][OFFSETS]["max"][0]) - 1
+        begins = {"kind": "BATCH_ACCUMULATED_ELEMENT_COUNT_WITH_ZERO", "target_name": [OFFSETS], "source_input": [INPUT_IDS]}
+        config["batch_input"] = [{**begins, "data_type": ids["data_type"]}]
+        config["input"] = [{**ids, "allow_ragged_batch": True}]
+        config["max_batch_size"] = int(profiles[0][OFFSETS]["max"][0]) - 1
     else:
-        ids = named[INPUT_IDS]
-        ids.allow_ragged_batch = False
-        mask = model_config_pb2.ModelInput(name=ATTENTION_MASK, data_type=ids.data_type, dims=ids.dims)
-        tensors = [ids, mask]
-        config.max_batch_size = min(int(profile[INPUT_IDS]["max"][0]) for profile in profiles)
-    copies = [model_config_pb2.ModelInput.FromString(tensor.SerializeToString()) for tensor in tensors]
-    del config.input[:]
-    config.input.extend(copies)
-    for group in config.instance_group:
-        group.profile[:] = [str(number) for number in range(len(profiles))] if len(profiles) > 1 else []
+        config["input"] = [ids, {**ids, "name": ATTENTION_MASK}]
+        config["max_batch_size"] = min(int(profile[INPUT_IDS]["max"][0]) for profile in profiles)
+    for group in config["instance_group"]:
+        group["profile"] = [str(number) for number in range(len(profiles))] if len(profiles) > 1 else []
 
 
-def fit_tokenizer(config: Any, layout: str, profiles: Sequence[dict[str, Any]]) -> None:
-    """Change the tokenizer's `ModelConfig` in place: one profile leaves the lengths as they are."""
+def fit_tokenizer(config: dict[str, Any], layout: str, profiles: Sequence[dict[str, Any]]) -> None:
+    """Change the tokenizer's config in place; one padded profile leaves the lengths as they are."""
+    lengths = [str(profile[INPUT_IDS]["max"][-1]) for profile in profiles]
     if layout == "packed":
-        config.parameters["bucket_lengths"].string_value = NO_PADDING
-    elif len(profiles) > 1:
-        lengths = [str(profile[INPUT_IDS]["max"][1]) for profile in profiles]
-        config.parameters["bucket_lengths"].string_value = ",".join(lengths)
+        config["parameters"]["bucket_lengths"]["string_value"] = NO_PADDING
+    elif len(lengths) > 1:
+        config["parameters"]["bucket_lengths"]["string_value"] = ",".join(lengths)
 
 
-def fit_ensemble(config: Any, layout: str, max_batch_size: int) -> None:
-    """Change an ensemble's `ModelConfig` in place."""
-    config.max_batch_size = 1 if layout == "packed" else min(MAX_BATCH_SIZE, max_batch_size)
-    for step in config.ensemble_scheduling.step:
-        if step.model_name == ENGINE:
-            step.input_map.pop(ATTENTION_MASK, None)
-            if layout != "packed":
-                step.input_map[ATTENTION_MASK] = ATTENTION_MASK
+def fit_ensemble(config: dict[str, Any], layout: str, max_batch_size: int) -> None:
+    """Change an ensemble's config in place."""
+    config["max_batch_size"] = 1 if layout == "packed" else min(MAX_BATCH_SIZE, max_batch_size)
+    for step in config["ensemble_scheduling"]["step"]:
+        if step["model_name"] == ENGINE:
+            wanted = [INPUT_IDS] if layout == "packed" else [INPUT_IDS, ATTENTION_MASK]
+            step["input_map"] = {name: name for name in wanted}
 
 
 def fit_repository(repository: Path, facts: dict[str, Any]) -> None:
@@ -93,20 +85,19 @@ def fit_repository(repository: Path, facts: dict[str, Any]) -> None:
         other = read_json(version).get("layout", "padded")
         if other != layout:
             raise UsageError(f"{version.parent} is {other}, this plan {layout}; deploy it into a repository of its own")
-    engine = read_config(repository / ENGINE / "config.pbtxt")
-    fit_engine(engine, layout, profiles)
-    configs = {ENGINE: engine, **{name: read_config(repository / name / "config.pbtxt") for name in (TOKENIZER, *ENSEMBLES)}}
+    configs = {name: read_config(repository / name / "config.pbtxt") for name in (ENGINE, TOKENIZER, *ENSEMBLES)}
+    fit_engine(configs[ENGINE], layout, profiles)
     fit_tokenizer(configs[TOKENIZER], layout, profiles)
     for name in ENSEMBLES:
-        fit_ensemble(configs[name], layout, engine.max_batch_size)
+        fit_ensemble(configs[name], layout, configs[ENGINE]["max_batch_size"])
     for name, config in configs.items():
-        write_bytes(repository / name / "config.pbtxt", text_format.MessageToString(config).encode())
+        write_bytes(repository / name / "config.pbtxt", render(config))
 
 
-def read_config(path: Path) -> Any:
-    """The `ModelConfig` in a file. Raises UsageError when there is none."""
+def read_config(path: Path) -> dict[str, Any]:
+    """The config in a file. Raises UsageError when there is none."""
     try:
-        return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+        return parse(path.read_bytes())
     except (OSError, text_format.ParseError) as error:
         raise UsageError(f"cannot read {path}: {error}; python -m builders.build renders a repository") from error
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,12 @@ from typing import Any
 import onnx
 
 from builders.accuracy import Accuracy
-from builders.calibration import read_calibration
+from builders.calibration import Calibration, read_calibration
 from builders.engine_record import EngineRecord
 from builders.gpu import describe_gpu
-from builders.graph_census import census, check_graph, check_precision, skeleton
+from builders.graph_census import census, check_graph, check_precision
 from builders.graph_runner import graph_engine, pack
-from builders.graph_writer import Typing
+from builders.graph_writer import Typing, skeleton
 from builders.input_ranges import choose_ranges, read_ranges
 from builders.packed_graph import packed_onnx
 from builders.parity import BOUNDS, Engine, Int32, Parity, Reference, failures_of, make_reference, prove
@@ -45,7 +45,7 @@ from training.bert import BertForSequenceClassification
 from training.checkpoint import Checkpoint, heldout_rows
 
 LAYOUTS = ("padded", "packed")
-PROOF_ROWS = 256
+PROOF_ROWS = CALIBRATION_ROWS = 256
 EIGHT_BITS = ("int8", "fp8")
 
 
@@ -67,20 +67,16 @@ class TensorRTOptions(PlanSettings):
     """Engine folder of a refittable plan that is given this checkpoint's weights instead of being built again."""
     extra_outputs: tuple[str, ...] = ()
     """Outputs beside the logits: probabilities, label_index."""
-    calibration_rows: int = 256
-    """Training texts on which the ranges are observed, and as many of the validation part that choose, at least 2."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 1 <= self.best_batch <= MAX_BATCH_SIZE:
-            raise UsageError(f"--best-batch is {self.best_batch}; it must be 1 to {MAX_BATCH_SIZE}")
+            raise UsageError(f"--tensorrt.best-batch is {self.best_batch}; it must be 1 to {MAX_BATCH_SIZE}")
         if self.packed_tokens < 1:
-            raise UsageError(f"--packed-tokens is {self.packed_tokens}; it must be at least 1")
-        if self.calibration_rows < 2:
-            raise UsageError(f"--calibration-rows is {self.calibration_rows}; it must be at least 2")
+            raise UsageError(f"--tensorrt.packed-tokens is {self.packed_tokens}; it must be at least 1")
         unknown = [name for name in self.extra_outputs if name not in EXTRA_OUTPUTS]
         if unknown:
-            raise UsageError(f"--extra-outputs has {unknown[0]!r}; known are {', '.join(EXTRA_OUTPUTS)}")
+            raise UsageError(f"--tensorrt.extra-outputs has {unknown[0]!r}; known are {', '.join(EXTRA_OUTPUTS)}")
 
 
 def write_engine(
@@ -91,11 +87,13 @@ def write_engine(
     layout: str,
     options: TensorRTOptions,
     reference: Reference | None = None,
+    calibration: Callable[[], Calibration] | None = None,
 ) -> EngineRecord:
     """Build the engine of a merged checkpoint into an existing folder and prove it.
 
     Args:
         reference: the checkpoint's answers; computed on its first 256 held-out rows when left out.
+        calibration: gives the texts on which int8 and fp8 are calibrated; those of training when left out.
 
     Raises:
         UsageError: TensorRT is absent or too old, or the options do not fit it, the precision or the layout.
@@ -104,7 +102,8 @@ def write_engine(
     trt = load_tensorrt(options.module)
     profiles = make_profiles(layout, checkpoint.max_length, options)
     check_settings(trt, options, profiles=len(profiles))
-    graph = write_graph(checkpoint.model, make_typing(checkpoint, precision, options), layout, options.extra_outputs)
+    typing = make_typing(checkpoint, precision, options, calibration)
+    graph = write_graph(checkpoint.model, typing, layout, options.extra_outputs)
     counted = check_graph(graph)
     check_precision(counted, precision)
     proof = Proof(reference or make_proof(checkpoint), precision, layout)
@@ -112,7 +111,8 @@ def write_engine(
     plan, network = make_plan(trt, graph, profiles, precision, options)
     size = PlanSize(len(plan), counted.weight_bytes, counted.parameters, len(profiles))
     check_size(size, precision)
-    gpu, proved_on, inspected = describe_gpu(), "its graph on the CPU, rounded as a GPU rounds", None
+    gpu = {} if options.compute_capabilities else describe_gpu()  # built for this one, or for others
+    proved_on, inspected = "its graph on the CPU, rounded as a GPU rounds", None
     if gpu:
         engine = open_plan(trt, plan, version_compatible=options.version_compatible)
         inspected = inspected_types(inspect_engine(trt, engine))
@@ -148,15 +148,19 @@ def make_plan(
     return built.data, built.network
 
 
-def make_typing(checkpoint: Checkpoint, precision: str, options: TensorRTOptions) -> Typing:
+def make_typing(
+    checkpoint: Checkpoint, precision: str, options: TensorRTOptions, calibration: Callable[[], Calibration] | None = None
+) -> Typing:
     """The types of the graph, ranges observed where they are needed. Raises UsageError for what does not fit together."""
     if precision in EIGHT_BITS:
         if options.refittable:
-            raise UsageError(f"a {precision} plan cannot be refitted, its scales belong to its weights; leave --refittable out")
+            raise UsageError(
+                f"a {precision} plan cannot be refitted, its scales belong to its weights; leave --tensorrt.refittable out"
+            )
         if options.ranges:
             return Typing(precision, read_ranges(options.ranges))
-        calibration = read_calibration(checkpoint, None, rows=options.calibration_rows)
-        return Typing(precision, choose_ranges(checkpoint, precision, calibration).ranges)
+        texts = calibration() if calibration else read_calibration(checkpoint, None, rows=CALIBRATION_ROWS)
+        return Typing(precision, choose_ranges(checkpoint, precision, texts).ranges)
     return Typing(precision, read_ranges(options.ranges) if options.ranges else {})
 
 
@@ -171,7 +175,9 @@ def make_profiles(layout: str, max_length: int, options: TensorRTOptions) -> lis
     """The profiles of a layout, for texts of up to `max_length` tokens. Raises UsageError for a plan of other lengths."""
     if layout == "packed":
         if options.lengths:
-            raise UsageError("--lengths are those that texts are padded to, and --layout packed pads none; leave it out")
+            raise UsageError(
+                "--tensorrt.lengths are those that texts are padded to, and --layout packed pads none; leave it out"
+            )
         tokens = options.best_batch * max_length
         best = min(tokens, options.packed_tokens)
         limits = {"best_batch": options.best_batch, "max_tokens": options.packed_tokens}
@@ -252,7 +258,7 @@ def engine_json(record: EngineRecord, options: TensorRTOptions, proof: dict[str,
         "container": os.environ.get(CONTAINER_VARIABLE),
         "version_compatible": options.version_compatible,
         "hardware_compatibility": options.hardware_compatibility,
-        "refittable": options.refittable,
+        "refittable": options.refittable or options.refit_from is not None,
         "outputs": list(options.extra_outputs),
         "proof": proof,
     }

@@ -10,11 +10,13 @@ API: https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/python-api/
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
+import signal
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +46,7 @@ class BuiltPlan:
 def load_tensorrt(name: str) -> Any:
     """The module `tensorrt` or `tensorrt_rtx`. Raises UsageError when it is absent or too old, saying what to do."""
     if name not in _IMPORTS:
-        raise UsageError(f"--module is {name!r}; known are {', '.join(_IMPORTS)}")
+        raise UsageError(f"--tensorrt.module is {name!r}; known are {', '.join(_IMPORTS)}")
     try:
         module = [importlib.import_module(part) for part in _IMPORTS[name]][-1]
     except (ImportError, OSError) as error:
@@ -119,7 +121,8 @@ def build_plan(trt: Any, model: onnx.ModelProto, profiles: Sequence[Profile], se
     with tqdm(desc=f"building with {trt.__name__.split('_bindings')[0]} {trt.__version__}", unit="steps", total=0) as bar:
         monitor = progress_monitor(trt, bar)
         config.progress_monitor = monitor
-        plan = builder.build_serialized_network(network, config)
+        with _noting_interrupts(monitor):
+            plan = builder.build_serialized_network(network, config)
     del parser  # it holds the weights that the network points to, until here
     if monitor.interrupted:
         raise KeyboardInterrupt
@@ -133,19 +136,25 @@ def build_plan(trt: Any, model: onnx.ModelProto, profiles: Sequence[Profile], se
 def check_settings(trt: Any, settings: PlanSettings, *, profiles: int) -> None:
     """Raise UsageError for settings that this TensorRT does not have, or that exclude each other."""
     if settings.refittable and profiles > 1:
-        raise UsageError(f"a refittable plan has one profile, not {profiles}; leave --refittable or --lengths out")
+        raise UsageError(
+            f"a refittable plan has one profile, not {profiles}; leave --tensorrt.refittable or --tensorrt.lengths out"
+        )
     if is_rtx(trt):
         if settings.timing_cache:
-            raise UsageError("TensorRT-RTX keeps no timing cache; leave --timing-cache out")
+            raise UsageError("TensorRT-RTX keeps no timing cache; leave --tensorrt.timing-cache out")
         if settings.hardware_compatibility != "none":
-            raise UsageError("TensorRT-RTX is told its GPUs by --compute-capabilities; leave --hardware-compatibility out")
+            raise UsageError(
+                "TensorRT-RTX is told its GPUs by --tensorrt.compute-capabilities; leave --tensorrt.hardware-compatibility out"
+            )
         known = [name.removeprefix("SM") for name in dir(trt.ComputeCapability) if name.startswith("SM")]
         strange = [found for found in settings.compute_capabilities if found.replace(".", "") not in known]
         if strange:
             able = ", ".join(f"{name[:-1]}.{name[-1]}" for name in sorted(known, key=int))
-            raise UsageError(f"--compute-capabilities has {strange[0]}; this TensorRT-RTX builds for {able}")
+            raise UsageError(f"--tensorrt.compute-capabilities has {strange[0]}; this TensorRT-RTX builds for {able}")
     elif settings.compute_capabilities:
-        raise UsageError("TensorRT builds for the GPU at hand; --compute-capabilities is for --module tensorrt_rtx")
+        raise UsageError(
+            "TensorRT builds for the GPU at hand; --tensorrt.compute-capabilities is for --tensorrt.module tensorrt_rtx"
+        )
 
 
 def _builder(trt: Any, log: Any) -> Any:
@@ -209,10 +218,7 @@ def _short(value: Any) -> str:
 
 
 def progress_monitor(trt: Any, bar: Any) -> Any:
-    """TensorRT's steps on a progress bar whose total grows as phases begin.
-
-    An interrupt must not fly through TensorRT's own frames: it is noted, and the next step tells TensorRT to stop.
-    """
+    """TensorRT's steps on a progress bar whose total grows as phases begin; `interrupted`, once set, stops at the next."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -222,13 +228,10 @@ def progress_monitor(trt: Any, bar: Any) -> Any:
             self._left: dict[str, int] = {}
 
         def _move(self, phase: str, more: int, done: int) -> None:
-            try:
-                with self._lock:
-                    self._left[phase] = self._left.get(phase, 0) + more - done
-                    bar.total += more
-                    bar.update(done)
-            except KeyboardInterrupt:
-                self.interrupted = True
+            with self._lock:
+                self._left[phase] = self._left.get(phase, 0) + more - done
+                bar.total += more
+                bar.update(done)
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             self._move(phase_name, num_steps, 0)
@@ -241,6 +244,23 @@ def progress_monitor(trt: Any, bar: Any) -> Any:
             self._move(phase_name, 0, self._left.get(phase_name, 0))
 
     return Monitor()
+
+
+@contextlib.contextmanager
+def _noting_interrupts(monitor: Any) -> Iterator[None]:
+    """Note SIGINT in `monitor` instead of raising: an exception must not fly through TensorRT's own frames."""
+    if threading.current_thread() is not threading.main_thread():  # where signals cannot be handled, and do not arrive
+        yield
+        return
+
+    def note(*_: Any) -> None:
+        monitor.interrupted = True
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def open_plan(trt: Any, plan: bytes, *, version_compatible: bool = False) -> Any:
@@ -268,7 +288,7 @@ def refit_plan(trt: Any, plan: bytes, model: onnx.ModelProto) -> bytes:
     """The plan with the weights of `model`, refittable still. Raises Failure without a GPU, or for weights that do not fit."""
     engine, log = open_plan(trt, plan), log_of(trt)
     if not engine.refittable:
-        raise Failure("the plan was not built --refittable; build a new one")
+        raise Failure("the plan was not built --tensorrt.refittable; build a new one")
     refitter = trt.Refitter(engine, log)
     parser = trt.OnnxParserRefitter(refitter, log)
     if not parser.refit_from_bytes(model.SerializeToString()):
