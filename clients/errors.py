@@ -50,8 +50,7 @@ class ServerError(ClassifierError):
 
 
 _FULL = ("Exceeds maximum queue size", "Request timeout expired", "overloaded")
-# Triton's words for a python model whose process died; the supervisor replaces it.
-_DEAD_WORKER = ("tub process", "Failed to obtain the health mutex")
+_DEAD_WORKER = ("is not healthy", "is unhealthy")  # Triton's words for a python model whose process died; another replaces it
 _TLS = ("SSL", "Ssl", "CERTIFICATE", "certificate")
 
 _KINDS: dict[str, type[ClassifierError]] = {

@@ -6,6 +6,7 @@ has tensors or an error. The real one is met in tests/serving.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,6 +36,7 @@ class TritonError:
 
     INTERNAL = 13
     INVALID_ARG = 3
+    UNAVAILABLE = 14
 
     def __init__(self, message: str, code: int = INTERNAL) -> None:
         self._message, self._code = message, code
@@ -66,15 +68,18 @@ def get_input_tensor_by_name(inference_request: InferenceRequest, name: str) -> 
 
 
 class Metric:
-    """A number with labels."""
+    """A number with labels; like the real one it ends with its family."""
 
-    def __init__(self, labels: dict[str, str]) -> None:
+    def __init__(self, family: MetricFamily, labels: dict[str, str]) -> None:
+        self._family = weakref.ref(family)
         self.labels, self.value = labels, 0.0
 
     def increment(self, value: float) -> None:
-        self.value += value
+        self.set(self.value + value)
 
     def set(self, value: float) -> None:
+        if self._family() is None:
+            raise RuntimeError("Invalid metric operation as the corresponding 'MetricFamily' has been deleted.")
         self.value = value
 
 
@@ -87,4 +92,4 @@ class MetricFamily:
         self.name, self.description, self.kind = name, description, kind
 
     def Metric(self, labels: dict[str, str] | None = None) -> Metric:  # noqa: N802 - Triton's name
-        return Metric(labels or {})
+        return Metric(self, labels or {})

@@ -330,7 +330,8 @@ def metrics_of(model: Any) -> dict[str, float]:
     return {name: counter.value for name, counter in model.counters.items()}
 
 
-def test_what_is_computed_and_refused_is_counted(module: Any, folder: Path) -> None:
+def test_what_is_computed_and_refused_is_counted(module: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "REPORT_S", 0.0)
     model = start_model(module, folder, cpu_engine_config(), threads="1")
     ask(model, [padded([3, 5]), padded([40])])
     ask(model, [gap()])

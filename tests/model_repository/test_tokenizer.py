@@ -14,7 +14,10 @@ import pytest
 from tokenizers import Tokenizer
 
 from builders.model_config import tokenizer_config
+from builders.tokenizer_contract import PARTS, make_contract
+from contract.files import write_json
 from contract.tensors import BUCKET_LENGTHS, INPUT_IDS, MAX_TEXT_BYTES
+from contract.tokenizer import CONTRACT_FILE, ids_digest
 from tests.model_repository.fake_backend import InferenceRequest, InferenceResponse, TritonError
 from tests.model_repository.loader import load_module, start_model
 from training.batches import encode
@@ -51,6 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, merged: Path) -> Path:
     folder = tmp_path_factory.mktemp("deployed") / "bert_tokenizer"
     (folder / "1").mkdir(parents=True)
     shutil.copyfile(merged / "tokenizer.json", folder / "1" / "tokenizer.json")
+    write_json(folder / "1" / CONTRACT_FILE, make_contract((merged / "tokenizer.json").read_bytes()))
     (folder / "1" / "release.json").write_text(json.dumps({"release": RELEASE}))
     return folder
 
@@ -234,6 +238,7 @@ def test_a_padding_id_that_is_not_zero_is_used(module: Any, folder: Path, tmp_pa
     for token in saved["added_tokens"]:
         token["id"] = vocabulary[token["content"]]
     path.write_text(json.dumps(saved))
+    write_json(path.with_name(CONTRACT_FILE), make_contract(path.read_bytes()))
     (response,) = ask(start_model(module, path.parents[1], tokenizer_config()), ("cat",))
     assert vocabulary["[PAD]"] != 0
     assert set(response.arrays["input_ids"][response.arrays["attention_mask"] == 0].tolist()) == {vocabulary["[PAD]"]}
@@ -257,3 +262,184 @@ def test_a_tokenizer_that_does_not_truncate_is_refused(module: Any, folder: Path
     endless.save(str(tmp_path / "bert_tokenizer" / "1" / "tokenizer.json"))
     with pytest.raises(ValueError, match=r"tokenizer\.json sets no truncation"):
         start_model(module, tmp_path / "bert_tokenizer", tokenizer_config())
+
+
+def changed(folder: Path, target: Path, **parts: Any) -> Path:
+    """A deployed tokenizer whose tokenizer.json has other parts than at its build."""
+    shutil.copytree(folder, target / "bert_tokenizer")
+    path = target / "bert_tokenizer" / "1" / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | parts))
+    return target / "bert_tokenizer"
+
+
+def test_another_lower_casing_is_refused_with_the_first_text_that_differs(module: Any, folder: Path, tmp_path: Path) -> None:
+    normalizer = json.loads((folder / "1" / "tokenizer.json").read_text())["normalizer"] | {"lowercase": False}
+    with pytest.raises(ValueError, match=r"not what the release was built with: 'The quick brown fox.*Build the release again"):
+        start_model(module, changed(folder, tmp_path, normalizer=normalizer), tokenizer_config())
+
+
+def test_another_padding_id_is_refused_with_the_first_text(module: Any, folder: Path, tmp_path: Path) -> None:
+    saved = json.loads((folder / "1" / "tokenizer.json").read_text())
+    for token in saved["added_tokens"]:
+        token["content"] = {"[PAD]": "[MASK]", "[MASK]": "[PAD]"}.get(token["content"], token["content"])
+    vocabulary = saved["model"]["vocab"]
+    vocabulary["[PAD]"], vocabulary["[MASK]"] = vocabulary["[MASK]"], vocabulary["[PAD]"]
+    with pytest.raises(ValueError, match=r"'The quick brown fox.*padding 4; it gave .*padding 0\. Build"):
+        start_model(module, changed(folder, tmp_path, **saved), tokenizer_config())
+
+
+def test_a_change_that_no_golden_text_shows_is_refused(module: Any, folder: Path, tmp_path: Path) -> None:
+    saved = json.loads((folder / "1" / "tokenizer.json").read_text())
+    vocabulary = saved["model"]["vocab"] | {"somewordthatisnowhere": len(saved["model"]["vocab"])}
+    with pytest.raises(ValueError, match=r"the part 'model' of tokenizer\.json was changed after the release was built"):
+        start_model(module, changed(folder, tmp_path, model=saved["model"] | {"vocab": vocabulary}), tokenizer_config())
+
+
+def test_the_model_and_the_contract_compute_the_same_digest(module: Any, tokenizer: Tokenizer, folder: Path) -> None:
+    contract = json.loads((folder / "1" / CONTRACT_FILE).read_text())
+    assert set(contract["parts"]) == set(PARTS)
+    for golden in contract["golden"]:
+        ids = tokenizer.encode(golden["text"] * golden["times"]).ids
+        assert golden["sha256"] == ids_digest(ids, PAD)
+    for text in contract["refused"]:
+        with pytest.raises(ValueError, match="is empty"):
+            module.decode_texts(texts_of(text), MAX_TEXT_BYTES)
+
+
+class Engine:
+    """An engine's progress as the tokenizer reads it, moved by the test."""
+
+    def __init__(self, module: Any) -> None:
+        self.progress = np.array([1.0, 0.0, 0.0, 0.0])
+        self.backlog = module.Backlog(self.progress)
+
+    def compute(self, tokens: int, seconds: float) -> None:
+        self.progress[1:3] += tokens, seconds
+
+    def start(self) -> None:
+        self.progress[3] = np.inf
+
+    def end(self, now: float) -> None:
+        self.progress[3] = now
+
+
+@pytest.fixture
+def engine(module: Any) -> Engine:
+    return Engine(module)
+
+
+def test_without_an_engine_that_writes_there_is_no_wait(module: Any) -> None:
+    backlog = module.Backlog(np.zeros(4))
+    for number in range(100):
+        backlog.add(100_000, number / 100)
+        assert backlog.wait_s(number / 100) == 0.0
+
+
+def test_the_wait_is_what_is_owed_times_the_speed_under_load(engine: Engine) -> None:
+    engine.start()
+    engine.backlog.wait_s(0.0)
+    engine.backlog.add(50_000, 0.0)
+    assert engine.backlog.wait_s(0.01) == 0.0  # no speed known yet
+    engine.compute(10_000, 0.5)
+    assert engine.backlog.wait_s(0.5) == pytest.approx(40_000 * 0.5 / 10_000)
+    engine.compute(30_000, 3.0)  # slower now
+    assert engine.backlog.wait_s(3.5) == pytest.approx(10_000 * 3.0 / 30_000)
+    engine.compute(9_500, 1.0)
+    assert engine.backlog.wait_s(4.5) == 0.0  # little is owed: no one has to wait
+    engine.backlog.add(10_000, 4.5)
+    assert engine.backlog.wait_s(4.6) == pytest.approx(10_500 * 3.0 / 30_000)
+
+
+def test_the_speed_of_small_batches_does_not_count(engine: Engine) -> None:
+    engine.start()
+    for number in range(50):
+        engine.backlog.add(10, number)
+        engine.backlog.wait_s(number)
+        engine.compute(10, 0.5)
+    engine.backlog.add(50_000, 51.0)
+    assert engine.backlog.wait_s(51.0) == 0.0
+
+
+def test_what_was_lost_on_the_way_is_forgotten_when_the_engine_is_idle(engine: Engine) -> None:
+    engine.start()
+    engine.backlog.wait_s(0.0)
+    engine.backlog.add(50_000, 0.0)
+    engine.backlog.wait_s(0.01)
+    engine.compute(10_000, 0.5)
+    assert engine.backlog.wait_s(0.5) > 1
+    engine.end(0.6)
+    assert engine.backlog.wait_s(0.65) > 1
+    assert engine.backlog.wait_s(0.75) == 0.0
+    assert engine.backlog.sent == engine.progress[1]
+
+
+def test_what_was_just_sent_is_not_forgotten_though_the_engine_has_not_started(engine: Engine) -> None:
+    engine.end(0.0)
+    engine.backlog.wait_s(10.0)
+    engine.backlog.add(5_000, 10.0)
+    engine.backlog.wait_s(10.05)
+    assert engine.backlog.sent - engine.progress[1] == 5_000
+
+
+def test_an_engine_that_started_again_owes_nothing(engine: Engine) -> None:
+    engine.start()
+    engine.backlog.wait_s(0.0)
+    engine.backlog.add(50_000, 0.0)
+    engine.backlog.wait_s(0.0)
+    engine.compute(10_000, 0.5)
+    assert engine.backlog.wait_s(0.5) > 0
+    engine.progress[:] = (2.0, 0.0, 0.0, np.inf)
+    assert engine.backlog.wait_s(0.6) == 0.0
+
+
+def test_requests_that_go_past_the_tokenizer_are_no_credit(engine: Engine) -> None:
+    engine.start()
+    engine.backlog.wait_s(0.0)
+    engine.compute(100_000, 1.0)
+    engine.backlog.wait_s(1.0)
+    engine.backlog.add(5_000, 1.0)
+    assert engine.backlog.sent - engine.progress[1] == 5_000
+
+
+def test_an_overloaded_model_refuses_before_it_reads(module: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = start_model(module, folder, tokenizer_config(), max_wait_ms="250")
+    monkeypatch.setattr(model.backlog, "wait_s", lambda now: 0.2501)
+    responses = ask(model, ("cat",), (b"\xff",))
+    for response in responses:
+        assert response.error is not None
+        assert response.error.code() == TritonError.UNAVAILABLE
+        assert response.error.message() == "overloaded: the engine is 250 ms behind, 250 ms are allowed; try again later"
+    monkeypatch.setattr(model.backlog, "wait_s", lambda now: 0.25)
+    assert ids_of(ask(model, ("cat",))[0])
+
+
+def test_tokenizer_and_engine_share_their_progress_under_the_servers_name(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    prefix = f"bert_test_{os.getpid()}_"
+    monkeypatch.setenv("BERT_SHM_PREFIX", prefix)
+    path = Path("/dev/shm") / f"{prefix}progress_7"  # noqa: S108
+    try:
+        ours, theirs = module.open_progress("7"), load_module("bert_engine").open_progress("7")
+        theirs[:] = (1.0, 2.0, 3.0, 4.0)
+        assert ours.tolist() == [1.0, 2.0, 3.0, 4.0]
+        assert module.open_progress("7").tolist() == [1.0, 2.0, 3.0, 4.0]  # a stub that starts again clears nothing
+        assert path.stat().st_size == 32
+    finally:
+        path.unlink()
+
+
+def test_what_is_counted_is_reported_now_and_then(module: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(np.arange(1000.0, 2000.0, 0.2))
+    monkeypatch.setattr(module.time, "monotonic", lambda: float(next(clock)))
+    model = start_model(module, folder, tokenizer_config())
+    for _ in range(10):
+        ask(model, ("cat", words(40)), (b"",))
+    monkeypatch.setattr(module, "REPORT_S", 0)
+    ask(model, ("cat",))
+    values = {name: metric.value for (name, _), metric in model.counts.metrics.items()}
+    assert values["bert_texts_total"] == 21
+    assert values["bert_tokens_total"] == 10 * (3 + 16) + 3
+    assert values["bert_truncated_total"] == 10
+    assert values["bert_tokenizer_seconds_total"] == pytest.approx(11 * 0.2)
+    assert (model.served.value, model.served.labels) == (1, {"release": RELEASE, "version": "1"})
+    assert values["bert_refused_total"] == 10
+    assert model.counts.metrics["bert_refused_total", "invalid"].labels == {"version": "1", "reason": "invalid"}

@@ -12,11 +12,22 @@ from pathlib import Path
 import pytest
 
 from contract.command import Failure
+from contract.files import read_json_lines
 from serving.__main__ import claim_ports
 from serving.state import STATE_FILE, ServerState, read_state
 from tests.served import deployed, serving, start, wait_until, wait_until_served
+from tests.serving.chaos_kill import ChaosKill, check, measure
+from tests.serving.processes import answers, leftovers, server_pid, wait_for
 
 pytestmark = pytest.mark.server
+
+WRONG_OPTIONS = [
+    ("--grpc-port", "70000"),
+    ("--start-timeout-s", "0"),
+    ("--no-such-option", "1"),
+    ("--patience-s", "1"),
+    ("--restarts", "-1"),
+]
 
 
 def descendants(pid: int) -> set[int]:
@@ -68,18 +79,43 @@ def test_a_killed_supervisor_takes_its_server_along(tmp_path: Path, release: Pat
         pass
 
 
-def test_a_killed_server_is_reported_and_cleaned_up(tmp_path: Path, release: Path) -> None:
+def test_a_killed_server_is_started_again_on_the_same_ports(tmp_path: Path, release: Path) -> None:
     repository = deployed(tmp_path, release)
-    process = start(repository)
-    wait_until_served(process, repository)
-    family = descendants(process.pid)
-    (tritonserver,) = [pid for pid in family if "tritonserver" in Path(f"/proc/{pid}/cmdline").read_text().split("\0")[0]]
-    os.kill(tritonserver, signal.SIGKILL)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 1
-    assert "tritonserver ended with code -9" in errors
-    assert not any(map(alive, family))
-    assert shared_memory(process.pid) == []
+    with serving(repository) as state:
+        first = server_pid(state)
+        assert first is not None
+        family = descendants(first)
+        os.kill(first, signal.SIGKILL)
+        wait_for(lambda: server_pid(state) not in {None, first}, "another server")
+        wait_for(lambda: answers(state), "an answer of the other server")
+        assert read_state(repository.path) == state
+        assert not any(map(alive, family))
+        wait_for(lambda: not leftovers(state), "no shared memory of the first server")
+    told = [line["event"] for line in read_json_lines(tmp_path / "model_repository.events.jsonl")]
+    assert [event for event in told if event.startswith("server-")][:5] == [
+        "server-started",
+        "server-answers",
+        "server-ended",
+        "server-restart",
+        "server-started",
+    ]
+    assert told[-2:] == ["draining", "stopped"]
+
+
+def test_what_is_killed_under_load_comes_back_and_no_client_sees_an_error(tmp_path: Path, release: Path) -> None:
+    with serving(deployed(tmp_path, release), "--restarts", "20") as state:
+        measured = measure(ChaosKill(kills=6, clients=2), state)
+    check(measured)
+    assert measured["errors"] == {}
+    assert measured["leftovers"] == []
+    assert measured["answered"] > 6
+    assert {kind: times["count"] for kind, times in measured["back_s"].items()} == {
+        "SIGKILL bert_engine": 2,
+        "SIGKILL bert_tokenizer": 1,
+        "SIGSTOP bert_engine": 1,
+        "SIGSTOP bert_tokenizer": 1,
+        "SIGKILL server": 1,
+    }
 
 
 def test_a_server_that_dies_while_loading_prints_the_cause_out_of_its_log(tmp_path: Path, release: Path) -> None:
@@ -129,7 +165,16 @@ def test_a_repository_without_a_release_is_refused_with_the_next_step(tmp_path: 
     assert "python -m serving.releases publish" in errors
 
 
-@pytest.mark.parametrize("arguments", [("--grpc-port", "70000"), ("--start-timeout-s", "0"), ("--no-such-option", "1")])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--grpc-port", "70000"),
+        ("--start-timeout-s", "0"),
+        ("--no-such-option", "1"),
+        ("--patience-s", "1"),
+        ("--restarts", "-1"),
+    ],
+)
 def test_a_wrong_option_is_a_usage_error(arguments: tuple[str, str]) -> None:
     done = subprocess.run([sys.executable, "-m", "serving", *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 2

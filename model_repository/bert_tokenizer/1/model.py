@@ -44,7 +44,8 @@ class Backlog:
     def __init__(self, progress: npt.NDArray[np.float64]) -> None:
         self.progress = progress
         self.started, self.sent, self.sent_at = -1.0, 0.0, 0.0
-        self.window, self.seconds_per_token = (0.0, 0.0), 0.0
+        self.window: tuple[float, float] | None = None  # (tokens, seconds) when so much began to wait
+        self.seconds_per_token = 0.0
 
     def add(self, tokens: int, now: float) -> None:
         """Note tokens that go to the engine."""
@@ -56,10 +57,11 @@ class Backlog:
         if started != self.started or self.sent < done or now - max(idle_since, self.sent_at) > self.IDLE_S:
             self.started, self.sent = started, done
         owed = self.sent - done
-        tokens, busy_s = done - self.window[0], seconds - self.window[1]
         if owed <= self.FULL_TOKENS:
-            self.window = (done, seconds)
+            self.window = None
             return 0.0
+        self.window = self.window or (done, seconds)
+        tokens, busy_s = done - self.window[0], seconds - self.window[1]
         if tokens > 0 and busy_s > self.WINDOW_S:
             self.window, self.seconds_per_token = (done, seconds), busy_s / tokens
         return float(owed * self.seconds_per_token)

@@ -1,0 +1,69 @@
+"""More load than the server can carry: refused at once with the right code, goodput kept, and back to normal. Plus the sums."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from clients import Rejected, connect
+from contract.tensors import TOKENIZER
+from tests.served import deployed, serving
+from tests.serving.load import OK, Generator, Sent, request_bytes
+from tests.serving.overload import recovery_s, summarise
+from tests.tiny import tiny_texts
+
+TEXTS = [text for text, _ in tiny_texts(64)]
+
+
+def test_answers_are_counted_by_what_became_of_them() -> None:
+    refused = "in ensemble 'bert_classifier', overloaded: the engine is 2 ms behind"
+    sent = [Sent(0.1 * number, OK, 0.05) for number in range(10)]
+    sent += [Sent(1.0, OK, 2.0), Sent(1.1, "UNAVAILABLE", 0.002, refused), Sent(1.2, "RESOURCE_EXHAUSTED", 0.004, refused)]
+    sent += [Sent(1.3, "UNAVAILABLE", 0.1, "connection refused"), Sent(1.4, "INTERNAL", 0.1, "broken")]
+    summary = summarise(sent, 2.0, 1.0)
+    assert (summary["offered_per_s"], summary["goodput_per_s"], summary["late"], summary["refused"]) == (7.5, 5.0, 1, 2)
+    assert summary["refusal_codes"] == {"UNAVAILABLE": 1, "RESOURCE_EXHAUSTED": 1}
+    assert summary["errors"] == {"UNAVAILABLE: connection refused": 1, "INTERNAL: broken": 1}
+    assert summary["answer_ms"]["p50"] == pytest.approx(50)
+    assert recovery_s(sent, 1.0) == 1.4
+    assert recovery_s(sent[:10], 1.0) == 0.0
+
+
+@pytest.mark.server
+def test_an_overloaded_server_refuses_with_the_right_code_and_recovers(tmp_path: Path, release: Path) -> None:
+    repository = deployed(tmp_path, release)
+    config = repository.path / TOKENIZER / "config.pbtxt"
+    config.write_text(config.read_text().replace('string_value: "1000"', 'string_value: "1"'))  # max_wait_ms
+    with serving(repository) as state:
+        sent = asyncio.run(flood(state.grpc_url))
+        refused = [one for one in sent if one.code != OK]
+        assert refused, "32 callers with 64 texts each are more than 1 ms of work"
+        assert {one.code for one in refused} == {"UNAVAILABLE"}
+        assert all("overloaded: the engine is" in one.message for one in refused)
+        assert sum(one.code == OK for one in sent) > 10
+        with connect(state.http_url, "http") as classifier:  # and it is itself again at once
+            assert len(classifier.classify(TEXTS[:3])) == 3
+            with pytest.raises(Rejected, match="overloaded"):
+                asyncio.run(refused_while_flooded(state.grpc_url, state.http_url))
+
+
+async def flood(url: str) -> list[Sent]:
+    """32 callers without pause for 3 s."""
+    generator = Generator(url, request_bytes(TEXTS), timeout_s=60)
+    try:
+        return await generator.closed_loop(32, 3.0)
+    finally:
+        await generator.close()
+
+
+async def refused_while_flooded(grpc_url: str, http_url: str) -> None:
+    """Classify over HTTP while the server is flooded, until it is refused there too."""
+
+    def ask() -> None:
+        with connect(http_url, "http", timeout_s=60) as classifier:
+            for _ in range(200):
+                classifier.classify(TEXTS[:1])
+
+    await asyncio.gather(flood(grpc_url), asyncio.to_thread(ask))
