@@ -1,180 +1,223 @@
-"""The CPU engine beside PyTorch and transformers: the same weights, the same inputs, one run, alternating.
+"""Every CPU engine beside PyTorch, ONNX Runtime and OpenVINO as people usually run them: the same weights, real texts.
 
-    python -m builders.bench --output docs/measurements/engines.json
+    python -m builders.bench build/merged --output docs/measurements/engines.json
+    python -m builders.bench --show docs/measurements/engines.json            the table of a run, as Markdown
 
-Every engine is timed once per round, in turn, so that a busy moment of the machine hits all of them; medians and spreads are
-over the rounds. The ceiling, a large fp32 matrix product, is measured in every round too. Read the ratios.
+The texts are held-out ones, with their real lengths, one at a time and 32 at a time; the last, smaller batch counts. Everything
+is timed once per round, in turn, so that a busy moment of the machine hits all; medians are over the rounds. The machine's
+ceilings, large matrix products in fp32, bf16 and int8, are measured in every round too. Read the ratios.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
-import statistics
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-import onnxruntime
-import torch
 import tyro
 from tqdm import tqdm
 
+from builders.bench_report import markdown, summarise
+from builders.calibration import read_calibration
+from builders.ceilings import OPERATIONS, bert_operations, ceiling_calls
+from builders.engines import KINDS, EngineKind, Source, write_files
+from builders.hardware import cpu_flags, describe_cpu
 from builders.onnx_export import build_onnx
+from builders.parity import Float32, Int32
+from builders.quantize import insert_qdq, quantise_model
+from builders.ranges import observe_ranges, product_inputs
+from builders.rivals import make_rivals
+from builders.served import open_served, padding_share, row_runner
+from builders.timing import BATCH_SIZES, Run, batches_of
 from contract.command import UsageError, run_command
-from contract.files import write_json
-from contract.tensors import ATTENTION_MASK, INPUT_IDS, LOGITS
+from contract.files import read_json, write_json
 from training.bert import BertForSequenceClassification
-from training.pretrained import EMBEDDED, find_base, load_model
+from training.bert_config import BertConfig
+from training.checkpoint import Checkpoint, heldout_rows, load_checkpoint
 
-SHAPES = ((1, 16), (1, 32), (1, 128), (8, 128), (1, 512))
-CEILING_SIZE = 2048
-SETTLE_S = 0.05  # idle threads of one runtime spin for a while, and would take the cores from the next one
-LABELS = 2
-REFERENCE = "transformers"
+SETTLE_S = 0.02  # idle threads of one runtime spin for a while, and would take the cores from the next one
+BASE_SHAPE = (8, 128)
+"""(B, T) at which engines of BERT-base's shape are compared with the ceilings."""
 
-Call = Callable[[np.ndarray[Any, Any], np.ndarray[Any, Any]], np.ndarray[Any, Any]]
+Samples = dict[str, dict[str, list[list[float]]]]
+"""Batch size -> engine -> for each round the seconds of every batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Time the CPU engine beside PyTorch and transformers."""
+    """Time the CPU engines beside what people usually run."""
 
-    output: Path
+    checkpoint: Annotated[Path | None, tyro.conf.Positional] = None
+    """Merged checkpoint folder, of training.merge, with its held-out texts."""
+    output: Path | None = None
     """JSON file to write."""
-    base: str = EMBEDDED
-    """Model whose shape and weights are used: minilm, a Hugging Face BERT folder, or a hub name."""
-    rounds: int = 15
-    """Rounds over all engines and shapes, at least 3; two more come first and are not counted."""
+    show: Path | None = None
+    """Only print the table of this earlier run."""
+    rounds: int = 5
+    """Rounds over all engines, at least 3; one more comes first and is not counted."""
+    texts: int = 96
+    """Held-out texts that are timed, at least 1."""
+    accuracy_texts: int = 512
+    """Held-out texts on which accuracy is measured, at least 1."""
+    calibration_rows: int = 128
+    """Training texts on which int8 is calibrated, at least 2."""
+    calibration_texts: Path | None = None
+    """Texts to calibrate int8 on, where the data of training is gone (see builders.build)."""
+    base_shapes: bool = True
+    """Also measure engines of BERT-base's shape, with random weights, against the ceilings."""
 
     def __post_init__(self) -> None:
-        if self.rounds < 3:
-            raise UsageError(f"--rounds is {self.rounds}; it must be at least 3")
+        if (self.show is None) == (self.checkpoint is None or self.output is None):
+            raise UsageError("pass a merged checkpoint and --output FILE, or --show FILE alone")
+        least = {"rounds": 3, "texts": 1, "accuracy_texts": 1, "calibration_rows": 2}
+        for name, number in least.items():
+            if getattr(self, name) < number:
+                raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {number}")
 
 
-def ours_onnxruntime(model: BertForSequenceClassification) -> Call:
-    """The graph that a release holds, in a session set up as the served one."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(build_onnx(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-    def call(ids: np.ndarray[Any, Any], mask: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        logits: np.ndarray[Any, Any] = session.run([LOGITS], {INPUT_IDS: ids, ATTENTION_MASK: mask})[0]
-        return logits
-
-    return call
+def our_engines(options: Bench, checkpoint: Checkpoint, scratch: Path) -> dict[str, Run]:
+    """Every kind that this machine can run, opened as it is served."""
+    calibration = read_calibration(checkpoint, options.calibration_texts, rows=options.calibration_rows)
+    int8, _ = quantise_model(checkpoint.model, checkpoint.tokenizer, calibration)
+    return open_kinds(KINDS, Source(checkpoint.model, lambda: int8), scratch)
 
 
-def ours_torch(model: BertForSequenceClassification) -> Call:
-    """`training.bert`, eager, without a mask where nothing is padded, as transformers does by itself."""
-
-    def call(ids: np.ndarray[Any, Any], mask: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        logits: np.ndarray[Any, Any] = model(torch.from_numpy(ids), None if mask.all() else torch.from_numpy(mask)).numpy()
-        return logits
-
-    return call
-
-
-def plain_transformers(model: BertForSequenceClassification, folder: Path) -> Call:
-    """transformers' BertForSequenceClassification with its default attention, eager, the same weights."""
-    from transformers import BertConfig, BertForSequenceClassification
-
-    config = BertConfig.from_pretrained(folder, num_labels=LABELS)
-    theirs = BertForSequenceClassification(config).eval()
-    theirs.load_state_dict(model.state_dict(), strict=False)
-    return lambda ids, mask: theirs(torch.from_numpy(ids), torch.from_numpy(mask)).logits.numpy()
+def open_kinds(kinds: Sequence[EngineKind], source: Source, scratch: Path) -> dict[str, Run]:
+    """Write each kind into a folder of its own, open it, and name it `ours: onnxruntime fp32`."""
+    found: dict[str, Run] = {}
+    for kind in kinds:
+        if kind.lacking(cpu_flags()) is None:
+            folder = scratch / f"{kind.engine}-{kind.precision}"
+            folder.mkdir()
+            write_files(folder, kind, source)
+            found[f"ours: {kind.engine} {kind.precision}"] = row_runner(open_served(folder))
+    return found
 
 
-@torch.inference_mode()
-def measure(engines: dict[str, Call], vocabulary: int, rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Milliseconds by shape and engine, one a round; `ceiling` holds the GFLOP/s of a matrix product, one a round."""
-    generator = np.random.default_rng(0)
-    inputs = {
-        f"{batch}x{tokens}": (
-            generator.integers(0, vocabulary, (batch, tokens), dtype=np.int32),
-            np.ones((batch, tokens), dtype=np.int32),
-        )
-        for batch, tokens in SHAPES
-    }
-    times: dict[str, dict[str, list[float]]] = {shape: {name: [] for name in engines} for shape in inputs}
-    times["ceiling"] = {"gflops": []}
-    matrix = torch.rand(CEILING_SIZE, CEILING_SIZE)
-    for number in tqdm(range(-2, rounds), desc="rounds", mininterval=0.5):
-        for shape, (ids, mask) in inputs.items():
-            for name, call in engines.items():
-                milliseconds = 1000 * _seconds(call, ids, mask)
+def time_engines(
+    engines: Mapping[str, Run],
+    rows: Sequence[Int32],
+    *,
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+    settle_s: float = SETTLE_S,
+) -> tuple[Samples, dict[str, list[float]]]:
+    """(samples, GFLOP/s of each ceiling in each round). One round more comes first and is not counted."""
+    samples: Samples = {str(size): {name: [] for name in engines} for size in BATCH_SIZES}
+    products = ceiling_calls()
+    ceilings: dict[str, list[float]] = {name: [] for name in products}
+    for number in tqdm(range(-1, rounds), desc="rounds", mininterval=0.5):
+        for size in BATCH_SIZES:
+            for name, run in engines.items():
+                time.sleep(settle_s)
+                seconds = [_seconds(lambda: run(batch), clock) for batch in batches_of(rows, size)]  # noqa: B023 - called at once
                 if number >= 0:
-                    times[shape][name].append(milliseconds)
-        seconds = _seconds(torch.mm, matrix, matrix)
-        if number >= 0:
-            times["ceiling"]["gflops"].append(2 * CEILING_SIZE**3 / seconds / 1e9)
-    return times
+                    samples[str(size)][name].append(seconds)
+        for name, product in products.items():
+            time.sleep(settle_s)
+            seconds_once = _seconds(product, clock)
+            if number >= 0:
+                ceilings[name].append(OPERATIONS / seconds_once / 1e9)
+    return samples, ceilings
 
 
-def _seconds(call: Callable[..., object], *arguments: object) -> float:
-    time.sleep(SETTLE_S)
-    started = time.perf_counter()
-    call(*arguments)
-    return time.perf_counter() - started
+def _seconds(call: Callable[[], object], clock: Callable[[], float]) -> float:
+    started = clock()
+    call()
+    return clock() - started
 
 
-def summarise(times: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
-    """Median, least and greatest of each series, and how many times faster than transformers each engine is."""
-    result: dict[str, Any] = {}
-    for shape, series in times.items():
-        result[shape] = {
-            name: {"median": statistics.median(values), "min": min(values), "max": max(values)}
-            for name, values in series.items()
-        }
-        for name, values in series.items():
-            if REFERENCE in series:
-                ratios = [theirs / ours for theirs, ours in zip(series[REFERENCE], values, strict=True)]
-                result[shape][name]["speedup"] = statistics.median(ratios)
+def measure_accuracy(engines: Mapping[str, Run], rows: Sequence[Int32], labels: Sequence[int]) -> dict[str, dict[str, float]]:
+    """By engine: the share of rows answered rightly, and the share answered otherwise than by the first engine."""
+    truth = np.asarray(labels)
+    first: Float32 | None = None
+    result = {}
+    for name, run in tqdm(engines.items(), desc="accuracy", unit="engines"):
+        answers = np.concatenate([np.stack(run(batch)) for batch in batches_of(rows, 32)]).argmax(1)
+        first = answers if first is None else first
+        result[name] = {"accuracy": float((answers == truth).mean()), "flips": float((answers != first).mean())}
     return result
 
 
-def markdown(measured: dict[str, Any]) -> str:
-    """The table for the README: median ms, least to greatest, and the speed-up over transformers."""
-    shapes = [shape for shape in measured["ms"] if shape != "ceiling"]
-    engines = list(measured["ms"][shapes[0]])
-    lines = ["| batch x tokens | " + " | ".join(engines) + " |", "|---" * (len(engines) + 1) + "|"]
-    for shape in shapes:
-        cells = [
-            f"{entry['median']:.1f} ms ({entry['min']:.1f} to {entry['max']:.1f}), {entry['speedup']:.2f}x"
-            for entry in measured["ms"][shape].values()
-        ]
-        lines.append(f"| {shape} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def measure_base_shape(rounds: int, scratch: Path) -> dict[str, Any]:
+    """GFLOP/s of our engines in BERT-base's shape with random weights, at `BASE_SHAPE`; accuracy means nothing here."""
+    model = BertForSequenceClassification(BertConfig(num_labels=2)).eval()
+    batch, tokens = BASE_SHAPE
+    ids = np.random.default_rng(0).integers(1000, 30_000, (batch, tokens), dtype=np.int32)
+    graph = build_onnx(model, joint_attention=False)
+    ranges = observe_ranges(graph, [(ids, np.ones_like(ids))])["min-max"]
+    int8 = insert_qdq(graph, ranges, list(product_inputs(graph)))
+    kinds = [kind for kind in KINDS if kind.engine != "torch"]
+    engines = open_kinds(kinds, Source(model, lambda: int8), scratch)
+    operations = bert_operations(model.config, batch=batch, tokens=tokens)
+    seconds: dict[str, list[float]] = {name: [] for name in engines}
+    for number in tqdm(range(-1, rounds), desc="BERT-base's shape", unit="rounds"):
+        for name, run in engines.items():
+            time.sleep(SETTLE_S)
+            once = _seconds(lambda: run(list(ids)), time.perf_counter)  # noqa: B023 - called at once
+            if number >= 0:
+                seconds[name].append(once)
+    return {
+        "batch": batch,
+        "tokens": tokens,
+        "gigaoperations": operations / 1e9,
+        "ms": {name: [1000 * value for value in values] for name, values in seconds.items()},
+    }
 
 
 def bench(options: Bench) -> None:
     """Run the command; see the module docstring."""
-    folder = find_base(options.base)
-    model, _ = load_model(folder, num_labels=LABELS, new_head=True)
-    engines = {
-        "our engine": ours_onnxruntime(model.eval()),
-        "our BERT in torch": ours_torch(model),
-        REFERENCE: plain_transformers(model, folder),
-    }
-    times = measure(engines, model.config.vocab_size, options.rounds)
+    if options.show is not None:
+        print(markdown(read_json(options.show)))
+        return
+    if options.checkpoint is None or options.output is None:
+        raise UsageError("pass a merged checkpoint and --output FILE")
+    checkpoint = load_checkpoint(options.checkpoint)
+    texts = heldout_rows(options.checkpoint, max(options.texts, options.accuracy_texts))
+    rows = [np.array(ids, np.int32) for ids in checkpoint.encode(texts).ids]
+    labels = [checkpoint.labels.index(text["label"]) for text in texts]
+    timed = rows[: options.texts]
+    with tempfile.TemporaryDirectory() as scratch:
+        engines = make_rivals(options.checkpoint, Path(scratch)) | our_engines(options, checkpoint, Path(scratch))
+        samples, ceilings = time_engines(engines, timed, rounds=options.rounds)
+        accuracy = measure_accuracy(engines, rows[: options.accuracy_texts], labels[: options.accuracy_texts])
+    with tempfile.TemporaryDirectory() as scratch:
+        base = measure_base_shape(options.rounds, Path(scratch)) if options.base_shapes else None
     measured = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "base": options.base,
-        "rounds": options.rounds,
-        "threads": torch.get_num_threads(),
-        "cores": len(os.sched_getaffinity(0)),
-        "versions": {name: version(name) for name in ("torch", "transformers", "onnxruntime")},
-        "ms": summarise(times),
+        **describe(options, checkpoint, timed),
+        "accuracy_texts": min(len(rows), options.accuracy_texts),
+        **summarise(samples, ceilings, accuracy, [len(row) for row in timed], base),
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)
     write_json(options.output, measured)
-    print(markdown(measured))
-    print(f"\nceiling: {statistics.median(times['ceiling']['gflops']):.0f} GFLOP/s fp32; wrote {options.output}")
+    print(f"{markdown(measured)}\n\nwrote {options.output}")
+
+
+def describe(options: Bench, checkpoint: Checkpoint, timed: Sequence[Int32]) -> dict[str, Any]:
+    """What was measured, and on what."""
+    config = dataclasses.asdict(checkpoint.model.config)
+    shape = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
+    lengths = [len(row) for row in timed]
+    plain = {size: 1 - sum(lengths) / sum(len(b) * max(map(len, b)) for b in batches_of(timed, size)) for size in BATCH_SIZES}
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "data": checkpoint.run["data"]["name"],
+        "model": {name: config[name] for name in shape},
+        "texts": len(timed),
+        "tokens": {"mean": float(np.mean(lengths)), "least": min(lengths), "greatest": max(lengths)},
+        "rounds": options.rounds,
+        "machine": describe_cpu() | {"threads": len(os.sched_getaffinity(0))},
+        "versions": {name: version(name) for name in ("torch", "transformers", "onnxruntime", "openvino")},
+        "padding": {str(size): {"plain": plain[size], "ours": padding_share(batches_of(timed, size))} for size in BATCH_SIZES},
+    }
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     python -m builders.build build/merged --output build/release
     python -m builders.build build/merged --engine openvino --precision bf16 --output build/release
     python -m builders.build build/merged --engine auto --output build/release        the fastest here, on your own texts
+    python -m builders.build build/merged --engine tensorrt --precision fp16 --output build/release
 
 The release refuses to exist when its engine does not equal the checkpoint within the bounds of its precision (see
 `builders.parity`), loses accuracy on the held-out rows (see `builders.accuracy`), or when the checkpoint is not certified.
@@ -16,10 +17,10 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import onnx
@@ -36,12 +37,16 @@ from builders.probes import make_probes
 from builders.quantization_report import write_report
 from builders.quantize import quantise_model
 from builders.repository import render_repository, write_release
+from builders.tensorrt_release import TensorRTOptions
+from builders.tensorrt_release import write_engine as write_tensorrt_engine
 from contract.command import UsageError, run_command
 from contract.files import read_json, sha256_of
 from contract.release import Manifest
 from training.batches import encode
 from training.checkpoint import CERTIFICATE_FILE, Checkpoint, heldout_rows, load_checkpoint
 from training.pretrained import WEIGHTS_FILE
+
+Layout = Literal["padded", "packed"]
 
 TIMED_TEXTS = 64  # of which auto times the answers
 
@@ -59,6 +64,10 @@ class Build:
     that this machine can run on the held-out texts and takes the fastest that passes."""
     precision: Precision | None = None
     """fp32 when left out; auto then tries all. int8 is calibrated on the texts of training."""
+    layout: Layout = "padded"
+    """Of tensorrt: padded, or packed, one row of the tokens of all texts of a batch. The engines for a CPU are padded."""
+    tensorrt: TensorRTOptions = field(default_factory=TensorRTOptions)
+    """How a TensorRT plan is built."""
     calibration_texts: Path | None = None
     """Texts to calibrate int8 on, .jsonl or .csv with a "text" or one a line, where the data of training is gone."""
     calibration_rows: int = 256
@@ -77,6 +86,8 @@ class Build:
         for name, number, least in (("probe-texts", self.probe_texts, 1), ("calibration-rows", self.calibration_rows, 2)):
             if number < least:
                 raise UsageError(f"--{name} is {number}; it must be at least {least}")
+        if self.layout != "padded" and self.engine != "tensorrt":
+            raise UsageError(f"--layout {self.layout} is one of --engine tensorrt; {self.engine} takes padded")
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*", self.name):
             raise UsageError(f"--name is {self.name!r}; use letters, digits, dots and dashes")
 
@@ -140,11 +151,14 @@ def source_of(options: Build, checkpoint: Checkpoint) -> Source:
     return Source(checkpoint.model, int8_graph)
 
 
-def engine_writer(options: Build, source: Source, reference: Callable[[], Reference]) -> Callable[[Path], EngineRecord]:
+def engine_writer(options: Build, checkpoint: Checkpoint, reference: Callable[[], Reference]) -> Callable[[Path], EngineRecord]:
     """What fills the engine's folder of the release, for the engine and precision of the options. Raises `UsageError`."""
-    flags = cpu_flags()
+    flags, precision, source = cpu_flags(), options.precision or "fp32", source_of(options, checkpoint)
+    if options.engine == "tensorrt":
+        settings: dict[str, Any] = {"precision": precision, "layout": options.layout, "options": options.tensorrt}
+        return lambda folder: write_tensorrt_engine(folder, checkpoint, reference=reference(), **settings)
     if options.engine != "auto":
-        kind = find_kind(options.engine, options.precision or "fp32", flags)
+        kind = find_kind(options.engine, precision, flags)
         return lambda folder: write_cpu_engine(folder, kind, source, reference())
     kinds = runnable_kinds(options.precision, flags)
 
@@ -183,7 +197,7 @@ def build(options: Build) -> None:
         name=options.name or re.sub(r"[^A-Za-z0-9.-]+", "-", checkpoint.run["data"]["name"]).strip("-.") or "release",
         tokenizer_json=checkpoint.tokenizer.to_str().encode(),
         labels=checkpoint.labels,
-        write_engine=engine_writer(options, source_of(options, checkpoint), lambda: probed()[0]),
+        write_engine=engine_writer(options, checkpoint, lambda: probed()[0]),
         make_probes=lambda parity: make_probes(checkpoint, probed()[1], parity),
         max_length=checkpoint.max_length,
         checkpoint_sha256=digest,

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import onnx
 import torch
@@ -30,7 +30,6 @@ from training.bert import BertForSequenceClassification
 EngineName = Literal["onnxruntime", "openvino", "torch", "tensorrt", "auto"]
 Precision = Literal["fp32", "bf16", "fp16", "int8", "fp8"]
 
-TENSORRT_PRECISIONS = get_args(Precision)
 LONGEST_BATCH = 1024  # rows of a call that the exported torch program is told to expect at most
 
 
@@ -157,6 +156,14 @@ def runnable_kinds(precision: str | None, flags: frozenset[str]) -> list[EngineK
     return found
 
 
+def write_files(folder: Path, kind: EngineKind, source: Source) -> None:
+    """Write the engine's files and the `engine.json` by which `bert_engine/1/model.py` opens them."""
+    config = source.model.config
+    common = {"kind": kind.engine, "precision": kind.precision, "threads": 0}
+    limits = {"vocab_size": config.vocab_size, "positions": config.max_position_embeddings}
+    write_json(folder / "engine.json", common | limits | kind.write(folder, source))
+
+
 def write_cpu_engine(folder: Path, kind: EngineKind, source: Source, reference: Reference) -> EngineRecord:
     """Write an engine into `folder`, open that very engine as it is served, and prove it.
 
@@ -164,10 +171,7 @@ def write_cpu_engine(folder: Path, kind: EngineKind, source: Source, reference: 
         UsageError: it cannot be written, as int8 without calibration texts.
         Failure: it is not the checkpoint's equal within the bounds of its precision, or loses accuracy.
     """
-    config = source.model.config
-    common = {"kind": kind.engine, "precision": kind.precision, "threads": 0}
-    limits = {"vocab_size": config.vocab_size, "positions": config.max_position_embeddings}
-    write_json(folder / "engine.json", common | limits | kind.write(folder, source))
+    write_files(folder, kind, source)
     title = f"{kind.engine} {kind.precision}"
     parity, accuracy = prove(open_served(folder), reference, BOUNDS[kind.precision], title=title)
     if failures := failures_of(parity, accuracy):

@@ -3,13 +3,16 @@
     python -m builders.model_config model_repository      renders the committed files again
 
 `bert_engine` has one config per kind of hardware: TensorRT in `config.pbtxt`, the CPU engine in `configs/cpu.pbtxt`
-(`tritonserver --model-config-name=cpu`; models without such a file fall back to `config.pbtxt`). Nothing here depends on a
+(`tritonserver --model-config-name=cpu`; models without such a file fall back to `config.pbtxt`), and the container's own
+backends in `configs/onnxruntime.pbtxt` and `configs/openvino.pbtxt`. Nothing here depends on a
 trained model: the number of classes is -1, versions and labels belong to the deployment.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,7 +57,8 @@ _STEP = {
     "version_policy": {"specific": {"versions": [_FIRST_VERSION]}},
     "dynamic_batching": {},
 }
-# The tokenizer does not see how far the TensorRT engine is. Its full queue answers at once, with UNAVAILABLE, instead.
+# The tokenizer does not see how far an engine outside of the python backend is. Its full queue answers at once instead, with
+# UNAVAILABLE.
 _BOUNDED_QUEUE = {"default_queue_policy": {"max_queue_size": MAX_QUEUE_SIZE}}
 
 
@@ -91,7 +95,7 @@ def tensorrt_engine_config() -> dict[str, Any]:
 
 
 def cpu_engine_config() -> dict[str, Any]:
-    """The CPU engine: ONNX Runtime in the python backend, one instance over all cores.
+    """The CPU engine: ONNX Runtime, OpenVINO or torch in the python backend, one instance over all cores.
 
     Ragged inputs let requests of different lengths share one call: the engine groups their rows by length itself.
     """
@@ -103,6 +107,20 @@ def cpu_engine_config() -> dict[str, Any]:
         "output": [_LOGITS],
         "instance_group": [{"count": 1, "kind": "KIND_CPU"}],
         "parameters": _parameters(threads="0"),
+    }
+
+
+def container_engine_config(backend: str, file: str) -> dict[str, Any]:
+    """The same releases on a backend that NVIDIA's container has itself: requests of one padded length share a batch."""
+    return {
+        "name": ENGINE,
+        "backend": backend,
+        "default_model_filename": file,
+        **_STEP,
+        "dynamic_batching": _BOUNDED_QUEUE,
+        "input": [_IDS, _MASK],
+        "output": [_LOGITS],
+        "instance_group": [{"count": 1, "kind": "KIND_CPU"}],
     }
 
 
@@ -142,10 +160,12 @@ def _ensemble_config(name: str) -> dict[str, Any]:
     }
 
 
-CONFIGS = {
+CONFIGS: dict[str, Callable[[], dict[str, Any]]] = {
     f"{TOKENIZER}/config.pbtxt": tokenizer_config,
     f"{ENGINE}/config.pbtxt": tensorrt_engine_config,
     f"{ENGINE}/configs/cpu.pbtxt": cpu_engine_config,
+    f"{ENGINE}/configs/onnxruntime.pbtxt": partial(container_engine_config, "onnxruntime", "model.onnx"),
+    f"{ENGINE}/configs/openvino.pbtxt": partial(container_engine_config, "openvino", "model.xml"),
     f"{CLASSIFIER}/config.pbtxt": classifier_config,
     f"{CANDIDATE}/config.pbtxt": candidate_config,
 }

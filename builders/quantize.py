@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
-from onnx import TensorProto
+from onnx import TensorProto, helper
 from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
@@ -127,6 +127,8 @@ def insert_qdq(graph: onnx.ModelProto, ranges: Ranges, names: Sequence[str]) -> 
     """A copy of `graph` with the MatMul nodes of these exact names in int8."""
     copy = onnx.ModelProto()
     copy.CopyFrom(graph)
+    # Fused operators have no type inference, and the quantizer skips a tensor whose type it does not know.
+    copy.graph.value_info.extend(helper.make_tensor_value_info(tensor, TensorProto.FLOAT, None) for tensor in sorted(ranges))
     limits = {tensor: (np.float32(low), np.float32(high)) for tensor, (low, high) in ranges.items()}
     quantizer = QDQQuantizer(
         copy,
@@ -138,10 +140,7 @@ def insert_qdq(graph: onnx.ModelProto, ranges: Ranges, names: Sequence[str]) -> 
         nodes_to_quantize=list(names),
         nodes_to_exclude=[],
         op_types_to_quantize=["MatMul"],
-        extra_options={
-            "OpTypesToExcludeOutputQuantization": ["MatMul"],
-            "DefaultTensorType": TensorProto.FLOAT,  # fused operators have no shape inference; without it they are skipped
-        },
+        extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul"]},
     )
     quantizer.quantize_model()
     quantised: onnx.ModelProto = quantizer.model.model

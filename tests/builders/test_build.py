@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-import builders.build
+import builders.engines
 from builders.build import Build, build
 from builders.onnx_export import build_onnx
 from builders.parity import LOGIT_BOUND
@@ -78,6 +78,12 @@ def test_the_manifest_says_what_the_release_is_made_of(merged: Path, tmp_path: P
     assert 0 < parity["max_abs"] <= parity["bound"] == LOGIT_BOUND
     assert (parity["label_agreement"], parity["texts"]) == (1.0, 10)
     assert [1, 1] in parity["shapes"]
+    assert (manifest.kind, manifest.precision, manifest.layout) == ("onnxruntime", "fp32", "padded")
+    assert manifest.runtime == {"name": "onnxruntime", "version": version("onnxruntime")}
+    assert manifest.hardware["cores"] >= 1
+    assert manifest.tokenizer_sha256 == sha256_of(tmp_path / "release" / TOKENIZER / "tokenizer.json")
+    assert (manifest.accuracy["rows"], manifest.accuracy["flips"], manifest.accuracy["p_value"]) == (10, 0, 1.0)
+    assert manifest.accuracy["engine"] == manifest.accuracy["checkpoint"]
 
 
 def test_the_engine_in_the_release_gives_the_checkpoints_logits(merged: Path, tmp_path: Path) -> None:
@@ -171,7 +177,7 @@ def test_a_wrong_engine_is_a_failure_and_leaves_no_release(
     def build_another(model: BertForSequenceClassification) -> Any:
         return build_onnx(random_bert(model.config, seed=77))
 
-    monkeypatch.setattr(builders.build, "build_onnx", build_another)  # nothing makes the real one wrong
+    monkeypatch.setattr(builders.engines, "build_onnx", build_another)  # nothing makes the real one wrong
     with pytest.raises(Failure, match=r"does not equal its checkpoint; no release was written:\n  logits differ by up to"):
         run_build(merged, tmp_path)
     assert_nothing_written(tmp_path)

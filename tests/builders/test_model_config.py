@@ -25,6 +25,7 @@ from contract.tensors import (
     MAX_BATCH_SIZE,
     MAX_QUEUE_SIZE,
     MAX_TEXT_BYTES,
+    MAX_WAIT_MS,
     RELEASE,
     STEPS,
     TEXT,
@@ -130,13 +131,21 @@ def test_no_output_of_a_step_is_left_unused() -> None:
 
 
 @pytest.mark.parametrize("name", STEP_CONFIGS)
-def test_a_step_serves_one_version_and_answers_a_full_queue_at_once(name: str) -> None:
+def test_a_step_serves_one_version_and_batches_what_waits(name: str) -> None:
     config = parse(name)
     assert list(config.version_policy.specific.versions) == [1]
-    policy = config.dynamic_batching.default_queue_policy
-    assert policy.max_queue_size == MAX_QUEUE_SIZE
-    assert policy.timeout_action == model_config_pb2.ModelQueuePolicy.TimeoutAction.Value("REJECT")
+    assert config.HasField("dynamic_batching")
     assert config.dynamic_batching.max_queue_delay_microseconds == 0
+
+
+@pytest.mark.parametrize("name", STEP_CONFIGS)
+def test_a_queue_is_bounded_by_its_policy_only_where_the_tokenizer_cannot_bound_it(name: str) -> None:
+    """A python step has no policy at all: with one, the server stops prefetching."""
+    batching = parse(name).dynamic_batching
+    policy = batching.default_queue_policy
+    assert batching.HasField("default_queue_policy") == (parse(name).backend != "python")
+    assert policy.max_queue_size == (0 if parse(name).backend == "python" else MAX_QUEUE_SIZE)
+    assert policy.timeout_action == model_config_pb2.ModelQueuePolicy.TimeoutAction.Value("REJECT")
 
 
 def test_the_candidate_is_the_classifier_once_more() -> None:
@@ -169,6 +178,14 @@ def test_tensorrt_is_the_default_engine_and_the_cpu_engine_a_choice() -> None:
     assert [tensor.allow_ragged_batch for tensor in tensorrt.input] == [False, False]
 
 
+@pytest.mark.parametrize(("backend", "file"), [("onnxruntime", "model.onnx"), ("openvino", "model.xml")])
+def test_the_containers_own_backends_open_the_file_of_the_release_on_a_cpu(backend: str, file: str) -> None:
+    config = parse(f"{ENGINE}/configs/{backend}.pbtxt")
+    assert (config.platform, config.backend, config.default_model_filename) == ("", backend, file)
+    assert [group.kind for group in config.instance_group] == [model_config_pb2.ModelInstanceGroup.KIND_CPU]
+    assert [tensor.allow_ragged_batch for tensor in config.input] == [False, False]  # those backends take [B, T] alone
+
+
 @pytest.mark.parametrize("name", [name for name in STEP_CONFIGS if parse(name).backend == "python"])
 def test_a_python_model_is_given_every_parameter_that_it_reads(name: str) -> None:
     config = parse(name)
@@ -178,5 +195,9 @@ def test_a_python_model_is_given_every_parameter_that_it_reads(name: str) -> Non
 
 def test_the_tokenizers_limits_are_the_contracts() -> None:
     parameters = {key: value.string_value for key, value in parse(f"{TOKENIZER}/config.pbtxt").parameters.items()}
-    assert parameters == {"bucket_lengths": ",".join(map(str, BUCKET_LENGTHS)), "max_text_bytes": str(MAX_TEXT_BYTES)}
+    assert parameters == {
+        "bucket_lengths": ",".join(map(str, BUCKET_LENGTHS)),
+        "max_text_bytes": str(MAX_TEXT_BYTES),
+        "max_wait_ms": str(MAX_WAIT_MS),
+    }
     assert list(BUCKET_LENGTHS) == sorted(set(BUCKET_LENGTHS))

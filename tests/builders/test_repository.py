@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
+from builders.engine_record import EngineRecord
 from builders.model_config import CONFIGS
 from builders.repository import SOURCE, render_repository, write_release
 from contract.command import Failure, UsageError
@@ -17,9 +22,24 @@ from contract.release import Manifest, read_manifest
 from contract.tensors import ENGINE, ENSEMBLES, STEPS, TOKENIZER
 
 PARITY = {"max_abs": 1e-7, "shapes": [[1, 1]]}
-TOKENIZER_JSON = b'{"version": "1.0"}'
+
+
+def tokenizer_json(*words: str) -> bytes:
+    """A tokenizer that knows these words."""
+    vocabulary = {word: number for number, word in enumerate(("[PAD]", "[UNK]", *words))}
+    return Tokenizer(WordLevel(vocabulary, unk_token="[UNK]")).to_str().encode()
+
+
+TOKENIZER_JSON = tokenizer_json("a")
+RECORD = EngineRecord(
+    kind="onnxruntime",
+    precision="int8",
+    runtime={"name": "onnxruntime", "version": "1"},
+    parity=PARITY,
+    accuracy={"engine": 0.5},
+    hardware={"cpu": "a processor"},
+)
 FACTS: dict[str, Any] = {
-    "engine": "onnxruntime fp32",
     "max_length": 16,
     "checkpoint_sha256": "0" * 64,
     "versions": {"onnx": "1"},
@@ -31,9 +51,9 @@ def write(
 ) -> Manifest:
     """A release whose engine is `weights`."""
 
-    def write_engine(folder: Path) -> dict[str, Any]:
+    def write_engine(folder: Path) -> EngineRecord:
         (folder / "model.onnx").write_bytes(weights)
-        return PARITY
+        return RECORD
 
     return write_release(
         target,
@@ -47,6 +67,7 @@ def write(
 
 
 def make_probes(parity: dict[str, Any]) -> Probes:
+    """One text and what is expected of it."""
     return Probes(texts=["a"], logits=[[0.0, 1.0]], bound=10 * parity["max_abs"], agreement=1.0)
 
 
@@ -81,6 +102,7 @@ def test_a_release_holds_what_the_contract_lists(tmp_path: Path) -> None:
         "probes.json",
         f"{TOKENIZER}/model.py",
         f"{TOKENIZER}/tokenizer.json",
+        f"{TOKENIZER}/contract.json",
         release_json,
         f"{ENGINE}/model.py",
         f"{ENGINE}/model.onnx",
@@ -100,6 +122,9 @@ def test_the_manifest_is_the_returned_one_and_verifies(tmp_path: Path) -> None:
     assert set(manifest.files) == set(contents(tmp_path / "release")) - {"manifest.json"}
     assert (manifest.labels, manifest.parity) == (["no", "yes"], PARITY)
     assert {name: getattr(manifest, name) for name in FACTS} == FACTS
+    assert {name: getattr(manifest, name) for name in dataclasses.asdict(RECORD)} == dataclasses.asdict(RECORD)
+    assert (manifest.engine, manifest.container) == ("onnxruntime int8", None)
+    assert manifest.tokenizer_sha256 == hashlib.sha256(TOKENIZER_JSON).hexdigest()
     assert manifest.release.startswith("tiny-")
 
 
@@ -120,7 +145,7 @@ def test_the_same_release_written_later_is_the_same_to_the_byte(tmp_path: Path) 
     assert contents(tmp_path / "first") == contents(tmp_path / "second")
 
 
-@pytest.mark.parametrize("change", [{"weights": b"Weights"}, {"tokenizer": b"{}"}, {"labels": ("yes", "no")}])
+@pytest.mark.parametrize("change", [{"weights": b"Weights"}, {"tokenizer": tokenizer_json("b")}, {"labels": ("yes", "no")}])
 def test_another_engine_tokenizer_or_labels_make_another_release(tmp_path: Path, change: dict[str, Any]) -> None:
     assert write(tmp_path / "first").release != write(tmp_path / "second", **change).release
 
@@ -143,20 +168,13 @@ def test_a_target_that_exists_is_left_as_it_is(tmp_path: Path, kind: str) -> Non
 
 @pytest.mark.parametrize("error", [Failure("not equal"), KeyboardInterrupt()])
 def test_an_engine_that_fails_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
-    def write_engine(folder: Path) -> dict[str, Any]:
+    def write_engine(folder: Path) -> EngineRecord:
         (folder / "model.onnx").write_bytes(b"half")
         raise error
 
+    engine: dict[str, Any] = {"write_engine": write_engine, "make_probes": make_probes}
     with pytest.raises(type(error)):
-        write_release(
-            tmp_path / "release",
-            name="tiny",
-            tokenizer_json=b"{}",
-            labels=["a"],
-            write_engine=write_engine,
-            make_probes=make_probes,
-            **FACTS,
-        )
+        write_release(tmp_path / "release", name="tiny", tokenizer_json=TOKENIZER_JSON, labels=["a"], **engine, **FACTS)
     assert list(tmp_path.iterdir()) == []
 
 

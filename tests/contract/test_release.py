@@ -34,9 +34,18 @@ def release(tmp_path: Path) -> Path:
         release=release_id("questions", hashes),
         labels=["open", "closed"],
         engine="onnxruntime fp32",
+        kind="onnxruntime",
+        precision="fp32",
+        layout="padded",
+        runtime={"name": "onnxruntime", "version": "1"},
+        hardware={"cpu": "a processor", "flags": [], "cores": 2},
+        container=None,
+        profiles=[],
         max_length=128,
         checkpoint_sha256="0" * 64,
+        tokenizer_sha256="1" * 64,
         parity={"max_abs": 1e-6},
+        accuracy={"engine": 0.9, "checkpoint": 0.9},
         versions={"torch": "2"},
         files=hashes,
     ).write(folder)
@@ -87,8 +96,16 @@ def test_files_that_changed_since_the_build_are_named(release: Path, spoil: Call
 def test_a_manifest_of_another_schema_is_refused(release: Path, values: dict[str, Any]) -> None:
     alter_manifest(release, **values)
     with pytest.raises(
-        UsageError, match=rf"manifest\.json is not a release manifest of schema {SCHEMA}; build the release again"
+        UsageError,
+        match=rf"is not a release manifest of schema {SCHEMA} \(it says .*\); build the release again",
     ):
+        read_manifest(release)
+
+
+def test_a_release_of_the_first_schema_is_refused_by_its_number(release: Path) -> None:
+    added = ("kind", "precision", "layout", "runtime", "hardware", "container", "profiles", "tokenizer_sha256", "accuracy")
+    alter_manifest(release, schema=1, **dict.fromkeys(added))
+    with pytest.raises(UsageError, match=r"it says schema 1\); build the release again"):
         read_manifest(release)
 
 

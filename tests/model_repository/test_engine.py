@@ -1,4 +1,4 @@
-"""`bert_engine/1/model.py` over ONNX Runtime: the checkpoint's logits, however the batcher mixes requests.
+"""`bert_engine/1/model.py` over each runtime: the checkpoint's logits, however the batcher mixes requests.
 
 Shapes: B rows of a request, T its padded length, C classes.
 """
@@ -13,11 +13,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnxruntime
+import openvino
 import pytest
 import torch
 
+from builders.engines import Source, find_kind, write_files
 from builders.model_config import cpu_engine_config
-from builders.onnx_export import build_onnx
+from tests.model_repository import fake_backend
 from tests.model_repository.fake_backend import InferenceRequest, InferenceResponse, TritonError
 from tests.model_repository.loader import load_module, start_model
 from tests.tiny import random_bert, tiny_config
@@ -39,17 +42,29 @@ def checkpoint() -> BertForSequenceClassification:
     return random_bert(CONFIG, seed=3)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, checkpoint: BertForSequenceClassification) -> Path:
-    """A deployed `bert_engine` with one version."""
-    folder = tmp_path_factory.mktemp("deployed") / "bert_engine"
+def version_folder(root: Path, checkpoint: BertForSequenceClassification, kind: str, precision: str) -> Path:
+    """A deployed `bert_engine` in `root` with one version."""
+
+    def no_int8() -> Any:
+        raise AssertionError("no int8 engine is written here")
+
+    folder = root / f"{kind}-{precision}" / "bert_engine"
     (folder / "1").mkdir(parents=True)
-    (folder / "1" / "model.onnx").write_bytes(build_onnx(checkpoint).SerializeToString())
+    write_files(folder / "1", find_kind(kind, precision, frozenset({"avx512_bf16"})), Source(checkpoint, no_int8))
     return folder
 
 
 @pytest.fixture(scope="module")
-def model(module: Any, folder: Path) -> Any:
+def folder(tmp_path_factory: pytest.TempPathFactory, checkpoint: BertForSequenceClassification) -> Path:
+    """One with ONNX Runtime's engine."""
+    return version_folder(tmp_path_factory.mktemp("deployed"), checkpoint, "onnxruntime", "fp32")
+
+
+@pytest.fixture(scope="module", params=["onnxruntime", "openvino"])
+def model(
+    module: Any, tmp_path_factory: pytest.TempPathFactory, checkpoint: BertForSequenceClassification, request: Any
+) -> Any:
+    folder = version_folder(tmp_path_factory.mktemp("deployed"), checkpoint, request.param, "fp32")
     return start_model(module, folder, cpu_engine_config(), threads="1")
 
 
@@ -102,31 +117,54 @@ def random_lengths(seed: int) -> list[int]:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_every_row_is_in_one_group_and_groups_keep_their_limits(module: Any, seed: int) -> None:
+def test_every_row_is_in_one_group_and_groups_keep_their_limit(module: Any, seed: int) -> None:
     lengths = random_lengths(seed)
     groups = module.group_rows(lengths)
     assert sorted(row for group in groups for row in group) == list(range(len(lengths)))
     for group in groups:
         inside = [lengths[row] for row in group]
-        area = len(group) * max(inside)
-        assert inside[-1] == max(inside)
-        assert area - sum(inside) <= 0.1 * area
-        assert area <= 4096 or len(group) == 1
+        assert inside == sorted(inside)
+        assert len(group) * inside[-1] <= module.MAX_TOKENS or len(group) == 1
+
+
+def cost_of(module: Any, groups: list[list[int]], lengths: list[int]) -> int:
+    """Tokens computed, padding and all, and a fixed number a call."""
+    return sum(len(group) * lengths[group[-1]] + int(module.CALL_TOKENS) for group in groups)
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_a_group_ends_only_where_the_next_row_would_break_a_limit(module: Any, seed: int) -> None:
-    lengths = random_lengths(seed)
-    groups = module.group_rows(lengths)
-    for group, following in itertools.pairwise(groups):
-        longer = lengths[following[0]]
-        area = (len(group) + 1) * longer
-        assert area > 4096 or area - sum(lengths[row] for row in [*group, following[0]]) > 0.1 * area
+def test_no_other_cut_of_the_sorted_rows_costs_less(module: Any, seed: int) -> None:
+    generator = random.Random(seed)
+    lengths = [generator.randint(1, generator.choice([30, 90, 900])) for _ in range(9)]
+    order = sorted(range(9), key=lengths.__getitem__)
+    cuts = [cut_at(order, chosen) for chosen in itertools.product([False, True], repeat=8)]
+    allowed = [
+        cut for cut in cuts if all(len(group) * lengths[group[-1]] <= module.MAX_TOKENS or len(group) == 1 for group in cut)
+    ]
+    least = min(cost_of(module, cut, lengths) for cut in allowed)
+    assert cost_of(module, module.group_rows(lengths), lengths) == least
+
+
+def cut_at(order: list[int], chosen: tuple[bool, ...]) -> list[list[int]]:
+    """`order` cut behind the places where `chosen` is True."""
+    groups = [[order[0]]]
+    for row, begins in zip(order[1:], chosen, strict=True):
+        if begins:
+            groups.append([])
+        groups[-1].append(row)
+    return groups
+
+
+def test_padding_is_below_3_percent_of_the_tokens_of_texts_of_mixed_length(module: Any) -> None:
+    lengths = np.random.default_rng(0).lognormal(4.6, 0.8, 3200).clip(8, 256).astype(int).tolist()
+    batches = [lengths[start : start + 32] for start in range(0, len(lengths), 32)]
+    computed = sum(len(group) * batch[group[-1]] for batch in batches for group in module.group_rows(batch))
+    assert sum(lengths) / computed > 0.97
 
 
 def test_equal_rows_share_one_group_up_to_the_token_limit(module: Any) -> None:
     assert module.group_rows([16] * 64) == [list(range(64))]
-    assert [len(group) for group in module.group_rows([512] * 20)] == [8, 8, 4]
+    assert sorted(len(group) for group in module.group_rows([512] * 20)) == [4, 8, 8]
 
 
 def test_a_row_longer_than_the_token_limit_gets_a_group_of_its_own(module: Any) -> None:
@@ -246,10 +284,73 @@ def test_one_bad_row_fails_its_whole_request(model: Any) -> None:
     assert_refused(response, "out of range")
 
 
-@pytest.mark.parametrize(("threads", "used"), [("3", 3), ("0", len(os.sched_getaffinity(0)))])
-def test_threads_are_those_of_the_config_and_0_means_every_core(module: Any, folder: Path, threads: str, used: int) -> None:
-    engine = start_model(module, folder, cpu_engine_config(), threads=threads)
-    assert engine.session.get_session_options().intra_op_num_threads == used
+def test_the_exported_torch_program_gives_the_checkpoints_logits(
+    module: Any, tmp_path: Path, checkpoint: BertForSequenceClassification
+) -> None:
+    folder = version_folder(tmp_path, checkpoint, "torch", "fp32")
+    model = start_model(module, folder, cpu_engine_config(), threads="1")
+    requests = [padded(lengths) for lengths in LENGTHS]
+    for (ids, mask), response in zip(requests, ask(model, requests), strict=True):
+        np.testing.assert_allclose(logits_of(response), expected(checkpoint, ids, mask), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("threads", "used"), [("3", 3), ("0", len(os.sched_getaffinity(0)))], ids=["three", "every core"])
+def test_threads_are_those_of_the_config_and_0_means_every_core(
+    module: Any, folder: Path, threads: str, used: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[onnxruntime.SessionOptions] = []
+    real = onnxruntime.InferenceSession
+
+    def recording(path: str, options: onnxruntime.SessionOptions, **rest: Any) -> Any:
+        seen.append(options)
+        return real(path, options, **rest)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", recording)
+    start_model(module, folder, cpu_engine_config(), threads=threads)
+    assert [options.intra_op_num_threads for options in seen] == [used]
+    assert seen[0].get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
+def test_an_engine_in_bf16_is_refused_by_a_processor_without_it(
+    module: Any, tmp_path: Path, checkpoint: BertForSequenceClassification, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = version_folder(tmp_path, checkpoint, "openvino", "bf16")
+
+    class Core:
+        def get_property(self, device: str, name: str) -> list[str]:
+            assert (device, name) == ("CPU", "OPTIMIZATION_CAPABILITIES")
+            return ["FP32", "INT8"]
+
+    monkeypatch.setattr(openvino, "Core", Core)
+    with pytest.raises(RuntimeError, match="computes in bf16, which this processor lacks: build the release on this machine"):
+        module.open_engine(folder / "1")
+
+
+def metrics_of(model: Any) -> dict[str, float]:
+    return {name: counter.value for name, counter in model.counters.items()}
+
+
+def test_what_is_computed_and_refused_is_counted(module: Any, folder: Path) -> None:
+    model = start_model(module, folder, cpu_engine_config(), threads="1")
+    ask(model, [padded([3, 5]), padded([40])])
+    ask(model, [gap()])
+    counted = metrics_of(model)
+    assert counted.pop("bert_engine_seconds_total") > 0
+    assert counted == {
+        "bert_engine_rows_total": 3,
+        "bert_engine_tokens_total": 48,
+        "bert_engine_padding_tokens_total": 2,
+        "bert_engine_calls_total": 2,
+        "bert_engine_refused_total": 1,
+    }
+    assert model.counters["bert_engine_rows_total"].labels == {"model": "bert_engine", "version": "1"}
+
+
+def test_a_server_without_metrics_is_served_all_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(fake_backend, "MetricFamily")
+    model = start_model(load_module("bert_engine"), folder, cpu_engine_config(), threads="1")
+    logits_of(ask(model, [padded([3])])[0])
+    assert metrics_of(model) == {}
 
 
 def test_numpy_2_is_refused(module: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,122 @@
+"""Fit a deployed repository's configs to a TensorRT plan: its profiles, its lengths, its layout.
+
+    python -m builders.tensorrt_config build/release --repository build/model_repository
+
+The configs of a rendered repository hold for any padded plan of one profile. A plan of several needs them listed, or Triton
+uses the first alone; a length plan's lengths belong to the tokenizer step, which pads to them. A packed plan changes more:
+
+- the tokenizer step pads nothing, and the ensembles take one text a request: Triton counts the tokens of a request, not of a
+  text, so a request of two texts would be read as one long text (`BATCH_ACCUMULATED_ELEMENT_COUNT` in its backend library);
+- the engine takes ragged token ids without a mask, and the server tells it where each request begins.
+
+Versions and pins stay as they are. Run it before the first version of another layout is published, without a server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from builders.packed_graph import OFFSETS
+from builders.plan_files import read_engine_json
+from contract.command import UsageError, run_command
+from contract.files import read_json, write_bytes
+from contract.tensors import ATTENTION_MASK, ENGINE, ENSEMBLES, INPUT_IDS, MAX_BATCH_SIZE, TOKENIZER
+
+NO_PADDING = "1"
+"""Bucket lengths of a tokenizer step that pads to nothing: a longer text is its own bucket."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorRTConfig:
+    """Fit a deployed repository's configs to the TensorRT plan of a release."""
+
+    release: Annotated[Path, tyro.conf.Positional]
+    """Release folder of a TensorRT engine, of builders.build."""
+    repository: Path = Path("build/model_repository")
+    """Deployed repository, rendered already."""
+
+
+def fit_engine(config: Any, layout: str, profiles: Sequence[dict[str, Any]]) -> None:
+    """Change the engine's `ModelConfig` in place."""
+    named = {tensor.name: tensor for tensor in config.input}
+    del config.batch_input[:]
+    if layout == "packed":
+        kept = named[INPUT_IDS]
+        kept.allow_ragged_batch = True
+        tensors = [kept]
+        kind = model_config_pb2.BatchInput.BATCH_ACCUMULATED_ELEMENT_COUNT_WITH_ZERO
+        config.batch_input.add(kind=kind, target_name=[OFFSETS], data_type=kept.data_type, source_input=[INPUT_IDS])
+        config.max_batch_size = int(profiles[0][OFFSETS]["max"][0]) - 1
+    else:
+        ids = named[INPUT_IDS]
+        ids.allow_ragged_batch = False
+        mask = model_config_pb2.ModelInput(name=ATTENTION_MASK, data_type=ids.data_type, dims=ids.dims)
+        tensors = [ids, mask]
+        config.max_batch_size = min(int(profile[INPUT_IDS]["max"][0]) for profile in profiles)
+    copies = [model_config_pb2.ModelInput.FromString(tensor.SerializeToString()) for tensor in tensors]
+    del config.input[:]
+    config.input.extend(copies)
+    for group in config.instance_group:
+        group.profile[:] = [str(number) for number in range(len(profiles))] if len(profiles) > 1 else []
+
+
+def fit_tokenizer(config: Any, layout: str, profiles: Sequence[dict[str, Any]]) -> None:
+    """Change the tokenizer's `ModelConfig` in place: one profile leaves the lengths as they are."""
+    if layout == "packed":
+        config.parameters["bucket_lengths"].string_value = NO_PADDING
+    elif len(profiles) > 1:
+        lengths = [str(profile[INPUT_IDS]["max"][1]) for profile in profiles]
+        config.parameters["bucket_lengths"].string_value = ",".join(lengths)
+
+
+def fit_ensemble(config: Any, layout: str, max_batch_size: int) -> None:
+    """Change an ensemble's `ModelConfig` in place."""
+    config.max_batch_size = 1 if layout == "packed" else min(MAX_BATCH_SIZE, max_batch_size)
+    for step in config.ensemble_scheduling.step:
+        if step.model_name == ENGINE:
+            step.input_map.pop(ATTENTION_MASK, None)
+            if layout != "packed":
+                step.input_map[ATTENTION_MASK] = ATTENTION_MASK
+
+
+def fit_repository(repository: Path, facts: dict[str, Any]) -> None:
+    """Rewrite the configs of `repository` for a plan. Raises UsageError for a repository with versions of another layout."""
+    layout, profiles = facts["layout"], facts["profiles"]
+    for version in sorted((repository / ENGINE).glob("*/engine.json")):
+        other = read_json(version).get("layout", "padded")
+        if other != layout:
+            raise UsageError(f"{version.parent} is {other}, this plan {layout}; deploy it into a repository of its own")
+    engine = read_config(repository / ENGINE / "config.pbtxt")
+    fit_engine(engine, layout, profiles)
+    configs = {ENGINE: engine, **{name: read_config(repository / name / "config.pbtxt") for name in (TOKENIZER, *ENSEMBLES)}}
+    fit_tokenizer(configs[TOKENIZER], layout, profiles)
+    for name in ENSEMBLES:
+        fit_ensemble(configs[name], layout, engine.max_batch_size)
+    for name, config in configs.items():
+        write_bytes(repository / name / "config.pbtxt", text_format.MessageToString(config).encode())
+
+
+def read_config(path: Path) -> Any:
+    """The `ModelConfig` in a file. Raises UsageError when there is none."""
+    try:
+        return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+    except (OSError, text_format.ParseError) as error:
+        raise UsageError(f"cannot read {path}: {error}; python -m builders.build renders a repository") from error
+
+
+def main(options: TensorRTConfig) -> None:
+    """Run the command; see the module docstring."""
+    facts = read_engine_json(options.release / ENGINE)
+    fit_repository(options.repository, facts)
+    print(f"fitted {options.repository} to a {facts['layout']} plan of {len(facts['profiles'])} profile(s)")
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(tyro.cli(TensorRTConfig, prog="python -m builders.tensorrt_config", description=__doc__)))

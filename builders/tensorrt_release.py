@@ -1,0 +1,258 @@
+"""The TensorRT engine of a release: `model.plan`, proved as far as this machine can, and what it says about itself.
+
+    python -m builders.build build/merged --engine tensorrt --precision fp16 --output build/release
+
+calls `write_engine`. On a machine without a GPU the graph is proved, on the CPU and rounded as a GPU rounds; with a GPU the
+plan itself is opened, inspected and run against the checkpoint. The manifest says which of the two it was.
+
+The files are those of `builders.plan_files`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from builders.accuracy import Accuracy
+from builders.calibration import read_calibration
+from builders.engine_record import EngineRecord
+from builders.gpu import describe_gpu
+from builders.graph_census import census, check_graph, check_precision, skeleton
+from builders.graph_runner import graph_engine, pack
+from builders.graph_writer import Typing
+from builders.input_ranges import choose_ranges, read_ranges
+from builders.packed_graph import packed_onnx
+from builders.parity import BOUNDS, Engine, Int32, Parity, Reference, failures_of, make_reference, prove
+from builders.plan_files import ENGINE_JSON, GRAPH_FILE, PLAN_FILE, check_refittable, read_engine_json
+from builders.plan_proof import PlanSize, check_inspected, check_network, check_size, inspected_types, proof_record
+from builders.plan_runner import find_profile, plan_engine
+from builders.plan_settings import PlanSettings, Profile, TensorRTModule, packed_profile, padded_profiles
+from builders.repository import CONTAINER_VARIABLE
+from builders.standard_graph import EXTRA_OUTPUTS, standard_onnx
+from builders.trt_engine import build_plan, check_settings, inspect_engine, load_tensorrt, open_plan, refit_plan
+from contract.command import Failure, UsageError
+from contract.files import read_json, write_bytes, write_json
+from contract.tensors import ATTENTION_MASK, INPUT_IDS, MAX_BATCH_SIZE
+from training.batches import encode
+from training.bert import BertForSequenceClassification
+from training.checkpoint import Checkpoint, heldout_rows
+
+LAYOUTS = ("padded", "packed")
+PROOF_ROWS = 256
+EIGHT_BITS = ("int8", "fp8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorRTOptions(PlanSettings):
+    """What a TensorRT engine is built with, beside precision and layout."""
+
+    module: TensorRTModule = "tensorrt"
+    """tensorrt, on the GPU that will serve; or tensorrt_rtx, which needs no GPU and whose plans Triton does not load."""
+    lengths: Path | None = None
+    """Length plan of builders.plan_lengths: one profile a length. Without it one profile holds every length."""
+    ranges: Path | None = None
+    """Input ranges of int8 and fp8, a file of builders.input_ranges; without it they are observed on the training texts."""
+    best_batch: int = 8
+    """Batch that profiles are best at, texts; a length plan brings its own."""
+    packed_tokens: int = 4096
+    """Tokens in one packed batch: attention's mask grows with their square."""
+    refit_from: Path | None = None
+    """Engine folder of a refittable plan that is given this checkpoint's weights instead of being built again."""
+    extra_outputs: tuple[str, ...] = ()
+    """Outputs beside the logits: probabilities, label_index."""
+    calibration_rows: int = 256
+    """Training texts on which the ranges are observed, and as many of the validation part that choose, at least 2."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.best_batch <= MAX_BATCH_SIZE:
+            raise UsageError(f"--best-batch is {self.best_batch}; it must be 1 to {MAX_BATCH_SIZE}")
+        if self.packed_tokens < 1:
+            raise UsageError(f"--packed-tokens is {self.packed_tokens}; it must be at least 1")
+        if self.calibration_rows < 2:
+            raise UsageError(f"--calibration-rows is {self.calibration_rows}; it must be at least 2")
+        unknown = [name for name in self.extra_outputs if name not in EXTRA_OUTPUTS]
+        if unknown:
+            raise UsageError(f"--extra-outputs has {unknown[0]!r}; known are {', '.join(EXTRA_OUTPUTS)}")
+
+
+def write_engine(
+    folder: Path,
+    checkpoint: Checkpoint,
+    *,
+    precision: str,
+    layout: str,
+    options: TensorRTOptions,
+    reference: Reference | None = None,
+) -> EngineRecord:
+    """Build the engine of a merged checkpoint into an existing folder and prove it.
+
+    Args:
+        reference: the checkpoint's answers; computed on its first 256 held-out rows when left out.
+
+    Raises:
+        UsageError: TensorRT is absent or too old, or the options do not fit it, the precision or the layout.
+        Failure: TensorRT cannot build it, or the engine is not what was asked for, or not the checkpoint's equal.
+    """
+    trt = load_tensorrt(options.module)
+    profiles = make_profiles(layout, checkpoint.max_length, options)
+    check_settings(trt, options, profiles=len(profiles))
+    graph = write_graph(checkpoint.model, make_typing(checkpoint, precision, options), layout, options.extra_outputs)
+    counted = check_graph(graph)
+    check_precision(counted, precision)
+    proof = Proof(reference or make_proof(checkpoint), precision, layout)
+    proved = proof.of_graph(checkpoint.model, graph)
+    plan, network = make_plan(trt, graph, profiles, precision, options)
+    size = PlanSize(len(plan), counted.weight_bytes, counted.parameters, len(profiles))
+    check_size(size, precision)
+    gpu, proved_on, inspected = describe_gpu(), "its graph on the CPU, rounded as a GPU rounds", None
+    if gpu:
+        engine = open_plan(trt, plan, version_compatible=options.version_compatible)
+        inspected = inspected_types(inspect_engine(trt, engine))
+        check_inspected(inspected, precision)
+        proved, proved_on = proof.of_plan(engine, profiles), f"the plan on {gpu['gpu']}"
+    record = EngineRecord(
+        kind="tensorrt",
+        precision=precision,
+        layout=layout,
+        runtime={"name": options.module, "version": trt.__version__},
+        parity=dataclasses.asdict(proved[0]) | {"proved_on": proved_on},
+        accuracy=dataclasses.asdict(proved[1]) if proved[1] else {},
+        hardware=gpu | {"compute_capabilities": list(options.compute_capabilities)},
+        profiles=[profile.as_json() for profile in profiles],
+    )
+    write_bytes(folder / PLAN_FILE, plan)
+    write_bytes(folder / GRAPH_FILE, skeleton(graph).SerializeToString())
+    write_json(folder / ENGINE_JSON, engine_json(record, options, proof_record(size, network, inspected)))
+    return record
+
+
+def make_plan(
+    trt: Any, graph: onnx.ModelProto, profiles: Sequence[Profile], precision: str, options: TensorRTOptions
+) -> tuple[bytes, Counter[tuple[str, str]]]:
+    """A plan built, or an old one refitted; and the census of the network, empty where none was built."""
+    if options.refit_from:
+        check_refittable(options.refit_from, graph, trt)
+        if read_engine_json(options.refit_from)["profiles"] != [profile.as_json() for profile in profiles]:
+            raise UsageError(f"the plan of {options.refit_from} has other profiles than are asked for; build a new one")
+        return refit_plan(trt, (options.refit_from / PLAN_FILE).read_bytes(), graph), Counter()
+    built = build_plan(trt, graph, profiles, options)
+    check_network(built.network, census(graph), precision)
+    return built.data, built.network
+
+
+def make_typing(checkpoint: Checkpoint, precision: str, options: TensorRTOptions) -> Typing:
+    """The types of the graph, ranges observed where they are needed. Raises UsageError for what does not fit together."""
+    if precision in EIGHT_BITS:
+        if options.refittable:
+            raise UsageError(f"a {precision} plan cannot be refitted, its scales belong to its weights; leave --refittable out")
+        if options.ranges:
+            return Typing(precision, read_ranges(options.ranges))
+        calibration = read_calibration(checkpoint, None, rows=options.calibration_rows)
+        return Typing(precision, choose_ranges(checkpoint, precision, calibration).ranges)
+    return Typing(precision, read_ranges(options.ranges) if options.ranges else {})
+
+
+def write_graph(model: BertForSequenceClassification, typing: Typing, layout: str, outputs: Sequence[str]) -> onnx.ModelProto:
+    """The graph of a layout. Raises UsageError for an unknown one."""
+    if layout not in LAYOUTS:
+        raise UsageError(f"--layout is {layout!r}; known are {', '.join(LAYOUTS)}")
+    return (packed_onnx if layout == "packed" else standard_onnx)(model, typing, outputs=outputs)
+
+
+def make_profiles(layout: str, max_length: int, options: TensorRTOptions) -> list[Profile]:
+    """The profiles of a layout, for texts of up to `max_length` tokens. Raises UsageError for a plan of other lengths."""
+    if layout == "packed":
+        if options.lengths:
+            raise UsageError("--lengths are those that texts are padded to, and --layout packed pads none; leave it out")
+        tokens = options.best_batch * max_length
+        best = min(tokens, options.packed_tokens)
+        limits = {"best_batch": options.best_batch, "max_tokens": options.packed_tokens}
+        return [packed_profile(max_length, best_tokens=best, **limits)]
+    lengths, best_batch = [max_length], options.best_batch
+    if options.lengths:
+        lengths, best_batch = read_lengths(options.lengths, max_length)
+    return padded_profiles(lengths, best_batch=best_batch)
+
+
+def read_lengths(path: Path, max_length: int) -> tuple[list[int], int]:
+    """(lengths, best batch) of a length plan. Raises UsageError when it is none, or ends before `max_length`."""
+    value = read_json(path)
+    try:
+        lengths, best_batch = [int(length) for length in value["lengths"]], int(value["best_batch"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{path} is no length plan ({error!r}); python -m builders.plan_lengths writes one") from error
+    if not lengths or lengths[-1] != max_length:
+        raise UsageError(f"{path} reaches to {lengths[-1:]} tokens, the checkpoint reads {max_length}; plan again")
+    return lengths, best_batch
+
+
+def make_proof(checkpoint: Checkpoint) -> Reference:
+    """The checkpoint's answers on made-up batches and on its first held-out rows."""
+    rows = heldout_rows(checkpoint.folder, PROOF_ROWS)
+    labels = [checkpoint.labels.index(row["label"]) for row in rows]
+    return make_reference(checkpoint.model, encode(checkpoint.tokenizer, [row["text"] for row in rows], labels))
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What graph and plan are held to."""
+
+    reference: Reference
+    precision: str
+    layout: str
+
+    def of_graph(self, model: BertForSequenceClassification, graph: onnx.ModelProto) -> tuple[Parity, Accuracy | None]:
+        """Prove the graph in FP32, where it must equal the checkpoint, then as it is typed. Raises Failure."""
+        if self.precision != "fp32":
+            Proof(self.reference, "fp32", self.layout).of_graph(model, write_graph(model, Typing(), self.layout, ()))
+        return self._prove(graph_engine(graph), self._rows(None), what="graph")
+
+    def of_plan(self, engine: Any, profiles: Sequence[Profile]) -> tuple[Parity, Accuracy | None]:
+        """Prove an opened plan on this machine's GPU. Raises Failure."""
+        return self._prove(plan_engine(engine, profiles), self._rows(profiles), what="plan")
+
+    def _prove(self, engine: Engine, reference: Reference, *, what: str) -> tuple[Parity, Accuracy | None]:
+        title = f"{what} in {self.precision}"
+        parity, accuracy = prove(engine, reference, BOUNDS[self.precision], title=title)
+        if failures := failures_of(parity, accuracy):
+            reasons = "\n  ".join(failures)
+            raise Failure(f"the {title} does not equal its checkpoint; no release was written:\n  {reasons}")
+        return parity, accuracy
+
+    def _rows(self, profiles: Sequence[Profile] | None) -> Reference:
+        """The made-up batches that can be asked: the packed layout has no rows without a token, a plan has its profiles.
+
+        Eight bits have ranges of real texts; tokens in random order leave them, so there the texts alone are compared.
+        """
+        made_up = [] if self.precision in EIGHT_BITS else self.reference.made_up
+        if self.layout == "packed":
+            made_up = [(ids[mask.any(axis=1)], mask[mask.any(axis=1)], ours[mask.any(axis=1)]) for ids, mask, ours in made_up]
+        if profiles:
+            made_up = [made for made in made_up if _fits(made[0], made[1], profiles, self.layout)]
+        return dataclasses.replace(self.reference, made_up=made_up)
+
+
+def _fits(ids: Int32, mask: Int32, profiles: Sequence[Profile], layout: str) -> bool:
+    feed = pack(ids, mask) if layout == "packed" else {INPUT_IDS: ids, ATTENTION_MASK: mask}
+    return find_profile(profiles, {name: array.shape for name, array in feed.items()}) is not None
+
+
+def engine_json(record: EngineRecord, options: TensorRTOptions, proof: dict[str, Any]) -> dict[str, Any]:
+    """What a deployed version says of itself, where there is no manifest."""
+    facts = {key: value for key, value in dataclasses.asdict(record).items() if key not in {"parity", "accuracy"}}
+    return facts | {
+        "container": os.environ.get(CONTAINER_VARIABLE),
+        "version_compatible": options.version_compatible,
+        "hardware_compatibility": options.hardware_compatibility,
+        "refittable": options.refittable,
+        "outputs": list(options.extra_outputs),
+        "proof": proof,
+    }
