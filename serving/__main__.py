@@ -113,11 +113,11 @@ def serve(options: Serve) -> None:
         raise UsageError(
             f"no release is published in {options.repository}; python -m serving.releases publish RELEASE does that"
         )
-    for version in repository.offer_whole():
-        print(f"version {version} is damaged on the disk and is not loaded; retire it, or publish its release again")
     running = read_state(options.repository)
     if running is not None:
         raise UsageError(f"{options.repository} is served already, by process {running.pid} at {running.grpc_url}")
+    for version in repository.offer_whole():
+        print(f"version {version} is damaged on the disk and is not loaded; retire it, or publish its release again")
     wanted = {"grpc": options.grpc_port, "http": options.http_port, "metrics": options.metrics_port}
     ports = claim_ports(options.address, wanted)
     state = ServerState(

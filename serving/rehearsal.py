@@ -89,14 +89,16 @@ def rehearse(repository: Repository, version: int, *, copy: Path | None = None) 
     """
     placed = Repository(copy or repository.path)
     manifest, probes = placed.manifest(version), placed.probes(version)
+    runtime = manifest["runtime"]
+    versions = {"tokenizers": manifest["versions"]["tokenizers"], runtime["name"]: runtime["version"]}
     rehearsal = run_rehearsal(
         placed.path,
         version,
         configs={step: repository.step_config(step) for step in STEPS},
         texts=probes.texts,
-        packages=sorted(manifest["versions"]),
+        packages=sorted(versions),
     )
-    check_rehearsal(rehearsal, release=manifest["release"], probes=probes, versions=manifest["versions"])
+    check_rehearsal(rehearsal, release=manifest["release"], probes=probes, versions=versions)
     return rehearsal
 
 

@@ -149,7 +149,7 @@ class Logger:
 def backend_module() -> types.ModuleType:
     """A stand-in for `triton_python_backend_utils`, which exists only inside Triton's stub."""
     module = types.ModuleType("triton_python_backend_utils")
-    for value in (Tensor, TritonError, TritonModelException, InferenceRequest, InferenceResponse, MetricFamily, Logger):
+    for value in (Tensor, TritonError, TritonModelException, InferenceRequest, InferenceResponse, Metric, MetricFamily, Logger):
         setattr(module, value.__name__, value)
     vars(module)["get_input_tensor_by_name"] = lambda request, name: request.named(name)
     return module
