@@ -4,7 +4,7 @@
     python -m serving.proxy --listen 0.0.0.0:8443 --grpc-listen 0.0.0.0:8444 --tls-cert server.pem --tls-key server.key
     python -m serving.proxy --client-ca clients.pem --tls-cert server.pem --tls-key server.key      mutual TLS
 
-Needs nginx (Debian: nginx-light). The server must listen without TLS of its own: the proxy ends it. Stops with Ctrl-C or
+Needs nginx (Debian: nginx). The server must listen without TLS of its own: the proxy ends it. Stops with Ctrl-C or
 SIGTERM, when the requests in flight are answered. docs/security.md says what is refused, and why.
 """
 

@@ -22,7 +22,7 @@ import yaml
 from clients import BadRequest, connect
 from clients.transport import GrpcTransport
 from serving.state import ServerState
-from tests.served import deployed, serving, wait_until
+from tests.served import wait_until
 
 ROOT = Path(__file__).parents[2]
 PROMETHEUS = ROOT / "docker" / "prometheus"
@@ -140,12 +140,6 @@ def load(url: str) -> Iterator[None]:
     finally:
         enough.set()
         thread.join(60)
-
-
-@pytest.fixture(scope="module")
-def watched(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerState]:
-    with serving(deployed(tmp_path_factory.mktemp("watched"), release)) as state:
-        yield state
 
 
 @pytest.fixture(scope="module")
