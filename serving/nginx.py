@@ -31,7 +31,7 @@ def find_nginx() -> str:
     """The nginx binary. Raises `UsageError` when there is none."""
     found = shutil.which("nginx", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"]))
     if found is None:
-        raise UsageError("no nginx on the PATH nor in /usr/sbin; apt-get install nginx-light, or compose's image, has one")
+        raise UsageError("no nginx on the PATH nor in /usr/sbin; apt-get install nginx, or compose's image, has one")
     return found
 
 

@@ -4,7 +4,7 @@
     python -m serving.proxy --listen 0.0.0.0:8443 --grpc-listen 0.0.0.0:8444 --tls-cert server.pem --tls-key server.key
     python -m serving.proxy --client-ca clients.pem --tls-cert server.pem --tls-key server.key      mutual TLS
 
-Needs nginx (Debian: nginx-light). The server must listen without TLS of its own: the proxy ends it. Stops with Ctrl-C or
+Needs nginx (Debian: nginx). The server must listen without TLS of its own: the proxy ends it. Stops with Ctrl-C or
 SIGTERM, when the requests in flight are answered. docs/security.md says what is refused, and why.
 """
 
@@ -22,7 +22,6 @@ import tyro
 from contract.command import UsageError, run_command
 from contract.tensors import MAX_BATCH_SIZE, MAX_QUEUE_SIZE, MAX_TEXT_BYTES
 from serving.nginx import TEMPLATE, NginxProcess, address_of, find_nginx, listen, render
-from serving.releases import DEFAULT_REPOSITORY
 from serving.state import ServerState, read_state
 
 LARGEST_BODY = MAX_BATCH_SIZE * (MAX_TEXT_BYTES + 4) + 65_536
@@ -35,7 +34,7 @@ START_TIMEOUT_S = 30.0
 class Proxy:
     """Put a hardened nginx in front of a running server."""
 
-    repository: Path = DEFAULT_REPOSITORY
+    repository: Path = Path("build/model_repository")
     """Deployed repository that `python -m serving` serves."""
     listen: str = "127.0.0.1:8443"
     """Address for HTTP, as host:port; port 0 takes a free one."""

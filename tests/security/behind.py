@@ -19,7 +19,7 @@ import pytest
 from serving.state import ServerState
 
 NO_NGINX = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin") is None
-needs_nginx = pytest.mark.skipif(NO_NGINX, reason="nginx is not installed: apt-get install nginx-light")
+needs_nginx = pytest.mark.skipif(NO_NGINX, reason="nginx is not installed: apt-get install nginx")
 
 
 @dataclass(frozen=True)

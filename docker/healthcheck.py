@@ -1,0 +1,56 @@
+"""Is the classifier served? Asked by a real text: Triton says that it is ready when a python model is dead, too.
+
+    python3 docker/healthcheck.py
+    python3 docker/healthcheck.py --url http://127.0.0.1:8000 --timeout-s 5 --model bert_classifier
+
+Exit code 0: answered. 1: not, with the reason. Standard library only, for it is run every few seconds: by Docker, by
+Kubernetes, by anything that asks a command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import urllib.error
+import urllib.request
+
+TEXT = "Is anybody there?"
+
+
+def release_that_answers(url: str, model: str, timeout_s: float) -> str:
+    """The id of the release that classifies `TEXT`.
+
+    Raises:
+        OSError: nobody answers, or an error does.
+        ValueError: the answer is none.
+    """
+    tensor = {"name": "TEXT", "shape": [1, 1], "datatype": "BYTES", "data": [TEXT]}
+    request = urllib.request.Request(  # noqa: S310 - the operator's own server
+        f"{url}/v2/models/{model}/infer", json.dumps({"inputs": [tensor]}).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=timeout_s) as reply:  # noqa: S310
+        outputs = {output["name"]: output["data"] for output in json.load(reply)["outputs"]}
+    if not outputs.get("logits") or not outputs.get("release"):
+        raise ValueError(f"the answer holds {', '.join(outputs) or 'nothing'}; logits and release are needed")
+    return str(outputs["release"][0])
+
+
+def main() -> int:
+    """Ask once; the exit code."""
+    parser = argparse.ArgumentParser(prog="docker/healthcheck.py", description=__doc__.partition("\n")[0])
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server's HTTP address")
+    parser.add_argument("--model", default="bert_classifier", help="whom to ask")
+    parser.add_argument("--timeout-s", type=float, default=5.0, help="seconds until the answer must be there")
+    options = parser.parse_args()
+    try:
+        print(release_that_answers(options.url, options.model, options.timeout_s))
+    except (OSError, ValueError, KeyError) as error:
+        reason = error.read().decode("utf-8", "replace") if isinstance(error, urllib.error.HTTPError) else ""
+        print(f"{options.url} does not classify: {error} {reason}".rstrip(), file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
