@@ -103,7 +103,7 @@ async def _run(target: Open, requests: Requests, scenario: Scenario, probe: Prob
 
 def _kept(result: Result) -> dict[str, Any]:
     quantiles = {f"p{point}_ms": result.quantiles_ms[str(point)] for point in (50, 95, 99)}
-    beside = {key: value for key, value in asdict(result).items() if key in KEPT and value != {}}
+    beside = {key: value for key, value in asdict(result).items() if key in KEPT and (key != "stages" or value)}
     return {"requests_per_s": result.requests_per_s.value} | quantiles | beside
 
 
