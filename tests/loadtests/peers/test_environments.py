@@ -48,7 +48,7 @@ def test_other_requirements_or_an_unfinished_install_make_it_again(tmp_path: Pat
 
 
 def test_an_install_that_fails_is_a_failure_and_leaves_no_stamp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environments.sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(Failure, match="the environment of fastapi cannot be made: /bin/false -m venv"):
         interpreter("fastapi", tmp_path)
     assert not (tmp_path / "fastapi" / "installed.txt").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -77,8 +78,8 @@ def test_between_two_loads_a_busy_server_is_waited_for(monkeypatch: pytest.Monke
         nonlocal now
         now += seconds
 
-    monkeypatch.setattr(measuring.time, "monotonic", lambda: now)
-    monkeypatch.setattr(measuring.time, "sleep", sleep)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "sleep", sleep)
     settle(lambda: min(now, busy_until))
     assert busy_until <= now <= busy_until + 1
 
@@ -90,7 +91,7 @@ def test_a_server_that_is_never_idle_is_not_waited_for_without_end(monkeypatch: 
         nonlocal now
         now += seconds
 
-    monkeypatch.setattr(measuring.time, "monotonic", lambda: now)
-    monkeypatch.setattr(measuring.time, "sleep", sleep)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "sleep", sleep)
     settle(lambda: now)
     assert now == pytest.approx(30)
