@@ -22,6 +22,7 @@ from contract.files import write_bytes
 from contract.tensors import (
     ATTENTION_MASK,
     BUCKET_LENGTHS,
+    CANDIDATE,
     CLASSIFIER,
     ENGINE,
     INPUT_IDS,
@@ -29,6 +30,7 @@ from contract.tensors import (
     MAX_BATCH_SIZE,
     MAX_QUEUE_SIZE,
     MAX_TEXT_BYTES,
+    MAX_WAIT_MS,
     RELEASE,
     TEXT,
     TOKENIZER,
@@ -44,13 +46,16 @@ _TRUNCATED = {"name": TRUNCATED, "data_type": "TYPE_BOOL", "dims": [1]}
 _RELEASE = {"name": RELEASE, "data_type": "TYPE_STRING", "dims": [1]}
 _LOGITS = {"name": LOGITS, "data_type": "TYPE_FP32", "dims": [-1]}
 
-# A full queue answers at once, with UNAVAILABLE, instead of letting every caller wait. No queue delay: while the engine is
-# busy the next batch fills by itself, and an idle engine should not wait for company.
+# No queue delay: while the engine is busy the next batch fills by itself, and an idle engine should not wait for company.
+# No queue policy either: with one, server 2.51 stops prefetching, and requests wait up to 0.5 s before idle instances. The
+# work of the python steps is bounded by the tokenizer, which refuses what the engine could not do in time (`max_wait_ms`).
 _STEP = {
     "max_batch_size": MAX_BATCH_SIZE,
     "version_policy": {"specific": {"versions": [_FIRST_VERSION]}},
-    "dynamic_batching": {"default_queue_policy": {"max_queue_size": MAX_QUEUE_SIZE}},
+    "dynamic_batching": {},
 }
+# The tokenizer does not see how far the TensorRT engine is. Its full queue answers at once, with UNAVAILABLE, instead.
+_BOUNDED_QUEUE = {"default_queue_policy": {"max_queue_size": MAX_QUEUE_SIZE}}
 
 
 def _parameters(**values: str) -> dict[str, Any]:
@@ -66,7 +71,9 @@ def tokenizer_config() -> dict[str, Any]:
         "input": [_TEXT],
         "output": [_IDS, _MASK, _TRUNCATED, _RELEASE],
         "instance_group": [{"count": 1, "kind": "KIND_CPU"}],
-        "parameters": _parameters(bucket_lengths=",".join(map(str, BUCKET_LENGTHS)), max_text_bytes=str(MAX_TEXT_BYTES)),
+        "parameters": _parameters(
+            bucket_lengths=",".join(map(str, BUCKET_LENGTHS)), max_text_bytes=str(MAX_TEXT_BYTES), max_wait_ms=str(MAX_WAIT_MS)
+        ),
     }
 
 
@@ -76,6 +83,7 @@ def tensorrt_engine_config() -> dict[str, Any]:
         "name": ENGINE,
         "platform": "tensorrt_plan",
         **_STEP,
+        "dynamic_batching": _BOUNDED_QUEUE,
         "input": [_IDS, _MASK],
         "output": [_LOGITS],
         "instance_group": [{"count": 1, "kind": "KIND_GPU"}],
@@ -100,8 +108,17 @@ def cpu_engine_config() -> dict[str, Any]:
 
 def classifier_config() -> dict[str, Any]:
     """The ensemble that clients call. Its pins and its labels file name the version that serves."""
+    return _ensemble_config(CLASSIFIER)
+
+
+def candidate_config() -> dict[str, Any]:
+    """The same once more, for a canary's share of the requests: pinned to the candidate, or to what serves without one."""
+    return _ensemble_config(CANDIDATE)
+
+
+def _ensemble_config(name: str) -> dict[str, Any]:
     return {
-        "name": CLASSIFIER,
+        "name": name,
         "platform": "ensemble",
         "max_batch_size": MAX_BATCH_SIZE,
         "input": [_TEXT],
@@ -130,6 +147,7 @@ CONFIGS = {
     f"{ENGINE}/config.pbtxt": tensorrt_engine_config,
     f"{ENGINE}/configs/cpu.pbtxt": cpu_engine_config,
     f"{CLASSIFIER}/config.pbtxt": classifier_config,
+    f"{CANDIDATE}/config.pbtxt": candidate_config,
 }
 """Where each config lies in a repository."""
 

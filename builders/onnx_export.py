@@ -16,6 +16,7 @@ Shapes: B batch, T tokens, D hidden, F feed-forward, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,9 @@ FUSED = "com.microsoft"
 MASKED = float(np.finfo(np.float32).min)  # what our BERT adds to the scores of padding: finite, so never NaN
 
 Array = npt.NDArray[Any]
+
+_Attention = Callable[["_Graph", str, str, BertConfig], tuple[str, str]]
+"""(graph, prefix of the layer, hidden, config) -> (context, what the residual adds to it)."""
 
 
 class _Graph:
@@ -62,14 +66,19 @@ class _Graph:
         return output
 
 
-def build_onnx(model: BertForSequenceClassification) -> onnx.ModelProto:
-    """The fp32 graph of `model`: `input_ids` and `attention_mask` INT32 [B, T] -> `logits` FP32 [B, C]; B and T are free."""
+def build_onnx(model: BertForSequenceClassification, *, joint_attention: bool = True) -> onnx.ModelProto:
+    """The fp32 graph of `model`: `input_ids` and `attention_mask` INT32 [B, T] -> `logits` FP32 [B, C]; B and T are free.
+
+    With `joint_attention` Q, K, V and the attention over them are one operator, which no quantizer looks into; without it
+    their products are MatMul nodes like all the others.
+    """
     config = model.config
     graph = _Graph({name: tensor.detach().float().cpu().numpy() for name, tensor in model.state_dict().items()})
     hidden = _embeddings(graph, config)
     for number in range(config.num_hidden_layers):
         last = number == config.num_hidden_layers - 1
-        hidden = _layer(graph, f"bert.encoder.layer.{number}", hidden, config, first_token_only=last)
+        attention = _first_token_attention if last else _joint_attention if joint_attention else _attention
+        hidden = _layer(graph, f"bert.encoder.layer.{number}", hidden, config, attention)
     first = graph.add("Squeeze", [hidden, graph.constant("axis_1", np.array([1]))], "first_token")  # [B, 1, D] -> [B, D]
     pooled = graph.add("Tanh", [_gemm(graph, "bert.pooler.dense", first, "pooler")], "pooled")
     _gemm(graph, "classifier", pooled, LOGITS)
@@ -94,12 +103,9 @@ def _embeddings(graph: _Graph, config: BertConfig) -> str:
     return graph.add("EmbedLayerNormalization", inputs, "embeddings", domain=FUSED, outputs=2, epsilon=epsilon)
 
 
-def _layer(graph: _Graph, prefix: str, hidden: str, config: BertConfig, *, first_token_only: bool) -> str:
-    """One encoder layer, [B, T, D] -> [B, T, D], or -> [B, 1, D] for the first token only."""
-    if first_token_only:
-        context, residual = _first_token_attention(graph, prefix, hidden, config)
-    else:
-        context, residual = _attention(graph, prefix, hidden, config), hidden
+def _layer(graph: _Graph, prefix: str, hidden: str, config: BertConfig, attention: _Attention) -> str:
+    """One encoder layer, [B, T, D] -> [B, T, D], or -> [B, 1, D] where `attention` is that of the first token only."""
+    context, residual = attention(graph, prefix, hidden, config)
     attended = _residual(graph, f"{prefix}.attention.output", context, residual, config)
     dense = f"{prefix}.intermediate.dense"
     wide = graph.add("MatMul", [attended, graph.transposed(f"{dense}.weight")], f"{dense}.matmul")
@@ -107,26 +113,36 @@ def _layer(graph: _Graph, prefix: str, hidden: str, config: BertConfig, *, first
     return _residual(graph, f"{prefix}.output", wide, attended, config)
 
 
-def _attention(graph: _Graph, prefix: str, hidden: str, config: BertConfig) -> str:
+def _joint_attention(graph: _Graph, prefix: str, hidden: str, config: BertConfig) -> tuple[str, str]:
     """Q, K and V as one matrix product, and the attention over them, in one operator."""
     parts = [f"{prefix}.attention.self.{name}" for name in ("query", "key", "value")]
     weight = np.concatenate([graph.weights[f"{part}.weight"].T for part in parts], axis=1)  # [D, 3D]
     bias = np.concatenate([graph.weights[f"{part}.bias"] for part in parts])  # [3D]
     name = f"{prefix}.attention.self.qkv"
     inputs = [hidden, graph.constant(f"{name}.weight.T", weight), graph.constant(f"{name}.bias", bias), ATTENTION_MASK]
-    return graph.add("Attention", inputs, f"{prefix}.attention.self", **_heads(config, prefix))
+    return graph.add("Attention", inputs, f"{prefix}.attention.self", **_heads(config, prefix)), hidden
+
+
+def _attention(graph: _Graph, prefix: str, hidden: str, config: BertConfig) -> tuple[str, str]:
+    """The attention of all tokens to all: (context [B, T, D], `hidden` again for the residual)."""
+    return _projected_attention(graph, prefix, hidden, hidden, config), hidden
 
 
 def _first_token_attention(graph: _Graph, prefix: str, hidden: str, config: BertConfig) -> tuple[str, str]:
     """The attention of the first token to all: (context [B, 1, D], the first token's own hidden state [B, 1, D])."""
     first = graph.add("Gather", [hidden, graph.constant("index_0", np.array([0]))], f"{prefix}.first_token", axis=1)
+    return _projected_attention(graph, prefix, first, hidden, config), first
+
+
+def _projected_attention(graph: _Graph, prefix: str, queries: str, hidden: str, config: BertConfig) -> str:
+    """Q, K and V by a MatMul each, then the attention: queries [B, Q, D] and [B, T, D] -> [B, Q, D]."""
     projected = []
-    for name, source in (("query", first), ("key", hidden), ("value", hidden)):
+    for name, source in (("query", queries), ("key", hidden), ("value", hidden)):
         path = f"{prefix}.attention.self.{name}"
         product = graph.add("MatMul", [source, graph.transposed(f"{path}.weight")], f"{path}.matmul")
         projected.append(graph.add("Add", [product, graph.weight(f"{path}.bias")], path))
     inputs = [*projected, "", ATTENTION_MASK]
-    return graph.add("MultiHeadAttention", inputs, f"{prefix}.attention.self", **_heads(config, prefix)), first
+    return graph.add("MultiHeadAttention", inputs, f"{prefix}.attention.self", **_heads(config, prefix))
 
 
 def _heads(config: BertConfig, prefix: str) -> dict[str, Any]:

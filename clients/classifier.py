@@ -2,75 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
 
-from clients.errors import ServerError, Unavailable
-from clients.payload import Texts, batch_slices, encode_texts, parse_classes, softmax
+from clients.errors import ClassifierError
+from clients.payload import Texts, batch_slices, encode_texts, request_ids
+from clients.prediction import Prediction, checked, not_ready, predictions
+from clients.retry import NO_RETRIES, Attempts, Budget, Deadline, RetryPolicy
+from clients.tls import Tls
 from clients.transport import TRANSPORTS, Answer, ProtocolName, Transport
-from contract.tensors import CLASSIFIER, LOGITS, RELEASE, TRUNCATED
+from clients.wire import DEFAULT_TIMEOUT_S
+from contract.tensors import CLASSIFIER, LOGITS
 
-DEFAULT_TIMEOUT_S = 30.0
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The answer to one text."""
-
-    text: str
-    label: str
-    score: float
-    """Probability of `label`, the softmax of the logits."""
-    scores: dict[str, float]
-    """Probability of every label, in the order of the logits."""
-    release: str
-    """Id of the release that answered."""
-    truncated: bool
-    """The text was longer than the model reads, and its end was not looked at."""
+__all__ = ["DEFAULT_TIMEOUT_S", "Classifier", "Prediction", "connect"]
 
 
 class Classifier:
     """A served classifier. Close it, or use it as a context manager; not shared between threads."""
 
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        model: str = CLASSIFIER,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        retry: RetryPolicy | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._transport, self._model, self._timeout_s, self._sleep = transport, model, timeout_s, sleep
+        self._policy = retry or NO_RETRIES
+        self._budget = Budget(self._policy.budget)
 
-    def classify(self, texts: Sequence[str]) -> list[Prediction]:
+    def classify(self, texts: Sequence[str], *, timeout_s: float | None = None, request_id: str = "") -> list[Prediction]:
         """One prediction a text, in order. Any number of texts: they travel in requests of the server's limit.
+
+        Args:
+            texts: what to classify.
+            timeout_s: deadline of the whole call, all requests and retries; None: that of the connection.
+            request_id: id of the requests, in the server's log and in errors; several requests get "/0", "/1", ... added.
+                "": a new random one.
 
         Raises:
             ClassifierError: one request failed; nothing is returned, so no batch is half-answered in silence.
         """
         encoded = encode_texts(texts)
-        predictions: list[Prediction] = []
-        for batch in batch_slices(len(texts)):
-            predictions += _predictions(texts[batch], self._infer(encoded[batch], classes=True))
-        return predictions
+        found: list[Prediction] = []
+        for batch, answer in self._answers(encoded, timeout_s, request_id, classes=True):
+            found += predictions(texts[batch], answer)
+        return found
 
-    def logits(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """The raw logits [texts, C]. Raises as `classify` does, and ValueError for no texts."""
-        encoded = encode_texts(texts)
-        batches = batch_slices(len(texts))
-        return np.concatenate([self._infer(encoded[batch], classes=False)[LOGITS] for batch in batches])
+    def logits(self, texts: Sequence[str], *, timeout_s: float | None = None, request_id: str = "") -> npt.NDArray[np.float32]:
+        """The raw logits [texts, C]. Takes and raises what `classify` does, and ValueError for no texts."""
+        answers = self._answers(encode_texts(texts), timeout_s, request_id, classes=False)
+        return np.concatenate([answer[LOGITS] for _, answer in answers])
 
-    def _infer(self, texts: Texts, *, classes: bool) -> Answer:
-        """One request; an answer that has not one row a text is a `ServerError`."""
-        answer = self._transport.infer(texts, classes=classes)
-        wrong = {name: array.shape for name, array in answer.items() if array.shape[:1] != (len(texts),)}
-        if wrong:
-            raise ServerError(f"{len(texts)} texts were sent, and the answer has the shapes {wrong}")
-        return answer
+    def _answers(
+        self, encoded: Texts, timeout_s: float | None, request_id: str, *, classes: bool
+    ) -> Iterator[tuple[slice, Answer]]:
+        """The requests that the texts travel in, one after the other."""
+        deadline = Deadline(self._timeout_s if timeout_s is None else timeout_s)
+        batches = list(batch_slices(len(encoded)))
+        for batch, name in zip(batches, request_ids(len(batches), request_id), strict=True):
+            yield batch, self._answer(encoded[batch], deadline, name, classes=classes)
+
+    def _answer(self, texts: Texts, deadline: Deadline, request_id: str, *, classes: bool) -> Answer:
+        """One request, sent until it is answered or given up."""
+        attempts = Attempts(self._policy, self._budget, deadline)
+        while True:
+            try:
+                left_s = deadline.remaining_s()
+                answer = self._transport.infer(texts, classes=classes, timeout_s=left_s, request_id=request_id)
+                attempts.succeeded()
+                return checked(answer, texts)
+            except ClassifierError as error:
+                error.request_id = request_id
+                wait_s = attempts.wait_s(error)
+            self._sleep(wait_s)
 
     def check_ready(self) -> None:
         """Raise `Unavailable` unless the classifier is loaded and a server answers."""
         if not self._transport.ready():
-            raise Unavailable(
-                f"the server is up, but {CLASSIFIER} is not ready: it is still loading, or no release is published"
-            )
+            raise not_ready(self._model)
 
     def close(self) -> None:
         """Give the connection back."""
@@ -83,22 +99,38 @@ class Classifier:
         self.close()
 
 
-def connect(url: str, protocol: ProtocolName = "grpc", *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Classifier:
+def connect(
+    url: str,
+    protocol: ProtocolName = "grpc",
+    *,
+    model: str = CLASSIFIER,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    retry: RetryPolicy | None = None,
+    tls: Tls | None = None,
+) -> Classifier:
     """A client of the server at `url` ("host:port"; Triton listens on 8001 for gRPC, on 8000 for HTTP).
 
-    Nothing is sent yet. Raises ValueError for an unknown protocol or a time-out that is not above 0.
+    Nothing is sent yet. `clients.connect_async` is the same for asyncio.
+
+    Args:
+        url: where the server, or a proxy before it, listens.
+        protocol: "grpc" or "http".
+        model: which of the server's classifiers is asked.
+        timeout_s: deadline of a call, with all its requests and retries, in seconds.
+        retry: how failed requests are sent again, `RetryPolicy()` for good defaults; None: never.
+        tls: encrypts the connection; None: it is plain.
+
+    Raises:
+        ValueError: an unknown protocol, or a time-out that is not above 0.
     """
+    check_connection(protocol, timeout_s)
+    transport = TRANSPORTS[protocol](url, timeout_s, model=model, tls=tls)
+    return Classifier(transport, model=model, timeout_s=timeout_s, retry=retry)
+
+
+def check_connection(protocol: str, timeout_s: float) -> None:
+    """Raise ValueError for what neither `connect` nor `connect_async` can work with."""
     if protocol not in TRANSPORTS:
         raise ValueError(f"protocol is {protocol!r}; use one of {', '.join(TRANSPORTS)}")
     if not timeout_s > 0:
         raise ValueError(f"timeout_s is {timeout_s}; it must be above 0")
-    return Classifier(TRANSPORTS[protocol](url, timeout_s))
-
-
-def _predictions(texts: Sequence[str], answer: Answer) -> Iterator[Prediction]:
-    """Row by row."""
-    for text, classes, truncated, release in zip(texts, answer[LOGITS], answer[TRUNCATED], answer[RELEASE], strict=True):
-        logits = parse_classes(classes)
-        scores = dict(zip(logits, softmax(list(logits.values())), strict=True))
-        label = max(scores, key=scores.__getitem__)
-        yield Prediction(text, label, scores[label], scores, release[0].decode(), bool(truncated[0]))

@@ -5,6 +5,7 @@ Shapes: B texts of one request, C classes.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -27,27 +28,34 @@ def encode_texts(texts: Sequence[str]) -> Texts:
         raise TypeError("texts is one string; give a list of strings, [text]")
     encoded = np.empty((len(texts), 1), dtype=np.object_)
     for number, text in enumerate(texts):
-        encoded[number, 0] = _encode_text(number, text)
+        encoded[number, 0] = encode_text(text, f"text {number}")
     return encoded
 
 
-def _encode_text(number: int, text: str) -> bytes:
+def encode_text(text: str, name: str = "the text") -> bytes:
+    """UTF-8 of one text; raises `BadRequest` as `encode_texts` does, calling it `name`."""
     if not isinstance(text, str):
-        raise BadRequest(f"text {number} is a {type(text).__name__}; a str is needed")
+        raise BadRequest(f"{name} is a {type(text).__name__}; a str is needed")
     if not text.strip():
-        raise BadRequest(f"text {number} is empty: there is nothing to classify")
+        raise BadRequest(f"{name} is empty: there is nothing to classify")
     try:
         value = text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise BadRequest(f"text {number} is not valid Unicode: {error}") from error
+        raise BadRequest(f"{name} is not valid Unicode: {error}") from error
     if len(value) > MAX_TEXT_BYTES:
-        raise BadRequest(f"text {number} has {len(value)} bytes; at most {MAX_TEXT_BYTES} are allowed: shorten it")
+        raise BadRequest(f"{name} has {len(value)} bytes; at most {MAX_TEXT_BYTES} are allowed: shorten it")
     return value
 
 
 def batch_slices(count: int) -> Iterator[slice]:
     """The requests that `count` texts travel in: at most `MAX_BATCH_SIZE` each, in order."""
     return (slice(start, start + MAX_BATCH_SIZE) for start in range(0, count, MAX_BATCH_SIZE))
+
+
+def request_ids(count: int, given: str = "") -> list[str]:
+    """The ids of the requests of one call: `given`, or a random one, with "/0", "/1", ... added where there are several."""
+    name = given or uuid.uuid4().hex
+    return [name] if count == 1 else [f"{name}/{number}" for number in range(count)]
 
 
 def parse_classes(row: Sequence[bytes]) -> dict[str, float]:

@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.client import HTTPException
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
+import gevent
+import gevent.ssl
 import tritonclient.grpc
 import tritonclient.http
-from tritonclient.utils import InferenceServerException
 
-from clients.errors import ClassifierError, TimedOut, Unavailable, from_status
+from clients.errors import Unavailable
 from clients.payload import Texts
-from contract.tensors import CLASSIFIER, LOGITS, RELEASE, TEXT, TRUNCATED
+from clients.tls import Tls
+from clients.wire import CONNECT_TIMEOUT_S, GRPC_OPTIONS, Answer, ProtocolName, arrays_of, late, request_of, translated
+from contract.tensors import CLASSIFIER
 
-Answer = dict[str, npt.NDArray[Any]]
-ProtocolName = Literal["grpc", "http"]
-
-ALL_CLASSES = 100_000
-"""Asked of the classification extension, which gives as many as there are."""
-
-CONNECT_TIMEOUT_S = 5.0
+__all__ = ["TRANSPORTS", "Answer", "GrpcTransport", "HttpTransport", "ProtocolName", "Transport"]
 
 
 class Transport(Protocol):
     """How a request reaches the server. Failures are raised as `clients.errors`."""
 
-    def infer(self, texts: Texts, *, classes: bool) -> Answer:
-        """Send [B, 1] texts; `logits` comes back as FP32 [B, C], or with `classes` as BYTES [B, C] with labels."""
+    def infer(self, texts: Texts, *, classes: bool, timeout_s: float | None = None, request_id: str = "") -> Answer:
+        """Send [B, 1] texts; `logits` comes back as FP32 [B, C], or with `classes` as BYTES [B, C] with labels.
+
+        `timeout_s` bounds the whole exchange; None: what the transport was made with.
+        """
 
     def ready(self) -> bool:
         """Whether the classifier is loaded."""
@@ -40,28 +35,25 @@ class Transport(Protocol):
 
 
 class GrpcTransport:
-    """gRPC; one HTTP/2 connection, kept open."""
+    """gRPC; one HTTP/2 connection, kept open and opened again when it is lost."""
 
-    def __init__(self, url: str, timeout_s: float) -> None:
-        self.url, self.timeout_s = url, timeout_s
-        with _translated(url, timeout_s):
-            self._client = tritonclient.grpc.InferenceServerClient(url)
+    def __init__(self, url: str, timeout_s: float, *, model: str = CLASSIFIER, tls: Tls | None = None) -> None:
+        self.url, self.timeout_s, self.model = url, timeout_s, model
+        options = {} if tls is None else tls.grpc_options()
+        with translated(url, timeout_s):
+            self._client = tritonclient.grpc.InferenceServerClient(url, channel_args=GRPC_OPTIONS, **options)
 
-    def infer(self, texts: Texts, *, classes: bool) -> Answer:
+    def infer(self, texts: Texts, *, classes: bool, timeout_s: float | None = None, request_id: str = "") -> Answer:
         """See `Transport.infer`."""
-        requested = [
-            tritonclient.grpc.InferRequestedOutput(LOGITS, class_count=ALL_CLASSES if classes else 0),
-            *(tritonclient.grpc.InferRequestedOutput(name) for name in (TRUNCATED, RELEASE)),
-        ]
-        tensor = tritonclient.grpc.InferInput(TEXT, list(texts.shape), "BYTES").set_data_from_numpy(texts)
-        with _translated(self.url, self.timeout_s):
-            result = self._client.infer(CLASSIFIER, [tensor], outputs=requested, client_timeout=self.timeout_s)
-        return _arrays(result)
+        timeout_s = self.timeout_s if timeout_s is None else timeout_s
+        request = request_of(tritonclient.grpc, texts, classes=classes, request_id=request_id)
+        with translated(self.url, timeout_s):
+            return arrays_of(self._client.infer(self.model, client_timeout=timeout_s, **request))
 
     def ready(self) -> bool:
         """See `Transport.ready`."""
-        with _translated(self.url, self.timeout_s):
-            return bool(self._client.is_model_ready(CLASSIFIER, client_timeout=self.timeout_s))
+        with translated(self.url, self.timeout_s):
+            return bool(self._client.is_model_ready(self.model, client_timeout=self.timeout_s))
 
     def close(self) -> None:
         """See `Transport.close`."""
@@ -74,28 +66,40 @@ class GrpcTransport:
 class HttpTransport:
     """HTTP with binary tensors; one keep-alive connection."""
 
-    def __init__(self, url: str, timeout_s: float) -> None:
-        self.url, self.timeout_s = url, timeout_s
-        with _translated(url, timeout_s):
-            self._client = tritonclient.http.InferenceServerClient(
-                url, connection_timeout=min(CONNECT_TIMEOUT_S, timeout_s), network_timeout=timeout_s
-            )
+    def __init__(self, url: str, timeout_s: float, *, model: str = CLASSIFIER, tls: Tls | None = None) -> None:
+        self.url, self.timeout_s, self.model = url, timeout_s, model
+        self._options: dict[str, Any] = {"connection_timeout": min(CONNECT_TIMEOUT_S, timeout_s), "network_timeout": None}
+        if tls is not None:
+            self._options |= {"ssl": True, "ssl_context_factory": lambda: tls.context(gevent.ssl.create_default_context)}
+        self._client = self._open()
 
-    def infer(self, texts: Texts, *, classes: bool) -> Answer:
+    def _open(self) -> Any:
+        with translated(self.url, self.timeout_s):
+            return tritonclient.http.InferenceServerClient(self.url, **self._options)
+
+    def infer(self, texts: Texts, *, classes: bool, timeout_s: float | None = None, request_id: str = "") -> Answer:
         """See `Transport.infer`."""
-        requested = [
-            tritonclient.http.InferRequestedOutput(LOGITS, class_count=ALL_CLASSES if classes else 0),
-            *(tritonclient.http.InferRequestedOutput(name) for name in (TRUNCATED, RELEASE)),
-        ]
-        tensor = tritonclient.http.InferInput(TEXT, list(texts.shape), "BYTES").set_data_from_numpy(texts)
-        with _translated(self.url, self.timeout_s):
-            result = self._client.infer(CLASSIFIER, [tensor], outputs=requested)
-        return _arrays(result)
+        request = request_of(tritonclient.http, texts, classes=classes, request_id=request_id)
+        return arrays_of(self._within(timeout_s, lambda: self._client.infer(self.model, **request)))
 
     def ready(self) -> bool:
         """See `Transport.ready`."""
-        with _translated(self.url, self.timeout_s):
-            return bool(self._client.is_model_ready(CLASSIFIER))
+        return bool(self._within(None, lambda: self._client.is_model_ready(self.model)))
+
+    def _within(self, timeout_s: float | None, call: Any) -> Any:
+        """The library's own time-outs are per read of the socket; this one is for all of `call`, whatever trickles in."""
+        timeout_s = self.timeout_s if timeout_s is None else timeout_s
+        with translated(self.url, timeout_s), gevent.Timeout(timeout_s) as limit:
+            try:
+                return call()
+            except gevent.Timeout as fired:
+                if fired is not limit:
+                    raise
+                self._client.close()  # its connection may hold half an answer
+                self._client = self._open()
+                raise late(self.url, timeout_s) from None
+            except TimeoutError as error:  # the connection's own limit: reading has none
+                raise Unavailable(f"{self.url}: no connection within {self._options['connection_timeout']:g} s") from error
 
     def close(self) -> None:
         """See `Transport.close`."""
@@ -105,33 +109,5 @@ class HttpTransport:
 TRANSPORTS: dict[ProtocolName, type[GrpcTransport] | type[HttpTransport]] = {"grpc": GrpcTransport, "http": HttpTransport}
 
 
-def _arrays(result: Any) -> Answer:
-    return {name: np.asarray(result.as_numpy(name)) for name in (LOGITS, TRUNCATED, RELEASE)}
-
-
 def _already_closed() -> None:
     """Takes the place of a client's `close` once it was called."""
-
-
-@contextmanager
-def _translated(url: str, timeout_s: float) -> Iterator[None]:
-    """Raise the failures of both client libraries as `clients.errors`."""
-    try:
-        yield
-    except ClassifierError:
-        raise
-    except InferenceServerException as error:
-        if "Deadline Exceeded" in str(error):
-            raise TimedOut(f"{url}: no answer within {timeout_s:g} s") from error
-        raise from_status(str(error.status()), _message(error), url) from error
-    except TimeoutError as error:
-        raise TimedOut(f"{url}: no answer within {timeout_s:g} s") from error
-    except (OSError, HTTPException, ValueError) as error:  # no connection, no HTTP, no JSON; or a url that is no host:port
-        raise Unavailable(f"{url}: {error}; is the server running? python -m serving starts one") from error
-
-
-def _message(error: InferenceServerException) -> str:
-    message = str(error.message())
-    if "failed to connect" in message or "Connection refused" in message:
-        return f"{message}; is the server running? python -m serving starts one"
-    return message

@@ -1,39 +1,85 @@
-"""A request of Triton's gRPC protocol as ready bytes, and the release out of an answer's bytes.
-
-For load generators, which must not spend their time on building the same requests again; callers use `clients.connect`.
-"""
+"""What the four transports (gRPC and HTTP, sync and asyncio) have in common: the tensors of a request and the failures."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPException
+from types import ModuleType
+from typing import Any, Literal
 
-from tritonclient.grpc import service_pb2
+import numpy as np
+import numpy.typing as npt
+from tritonclient.utils import InferenceServerException
 
-from clients.errors import ServerError
-from clients.payload import encode_texts
-from clients.transport import ALL_CLASSES
-from contract.tensors import CLASSIFIER, LOGITS, RELEASE, TEXT, TRUNCATED
+from clients.errors import ClassifierError, TimedOut, Unavailable, from_status, untrusted
+from clients.payload import Texts
+from contract.tensors import LOGITS, RELEASE, TEXT, TRUNCATED
 
-INFER_METHOD = "/inference.GRPCInferenceService/ModelInfer"
+Answer = dict[str, npt.NDArray[Any]]
+ProtocolName = Literal["grpc", "http"]
+
+DEFAULT_TIMEOUT_S = 30.0
+CONNECT_TIMEOUT_S = 5.0
+
+ALL_CLASSES = 100_000
+"""Asked of the classification extension, which gives as many as there are."""
+
+GRPC_OPTIONS = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    # Left alone, gRPC looks for a restarted server after 1 s, then ever more rarely, up to every 2 minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.min_reconnect_backoff_ms", int(CONNECT_TIMEOUT_S * 1000)),
+]
+
+_HINT = "is the server running? python -m serving starts one"
 
 
-def request_bytes(texts: Sequence[str], *, model: str = CLASSIFIER) -> bytes:
-    """The very request that `Classifier.classify` sends for at most `MAX_BATCH_SIZE` texts. Raises BadRequest as it does."""
-    encoded = [text for (text,) in encode_texts(texts)]
-    request = service_pb2.ModelInferRequest(model_name=model)
-    request.inputs.add(name=TEXT, datatype="BYTES", shape=[len(texts), 1])
-    request.raw_input_contents.append(b"".join(len(text).to_bytes(4, "little") + text for text in encoded))
-    request.outputs.add(name=LOGITS).parameters["classification"].int64_param = ALL_CLASSES
-    for name in (TRUNCATED, RELEASE):
-        request.outputs.add(name=name)
-    return bytes(request.SerializeToString())
+def request_of(library: ModuleType, texts: Texts, *, classes: bool, request_id: str) -> dict[str, Any]:
+    """Arguments of `infer` of a client of `library`, tritonclient.grpc or tritonclient.http: [B, 1] texts, all outputs."""
+    requested = [
+        library.InferRequestedOutput(LOGITS, class_count=ALL_CLASSES if classes else 0),
+        *(library.InferRequestedOutput(name) for name in (TRUNCATED, RELEASE)),
+    ]
+    tensor = library.InferInput(TEXT, list(texts.shape), "BYTES").set_data_from_numpy(texts)
+    return {"inputs": [tensor], "outputs": requested, "request_id": request_id}
 
 
-def release_in(answer: bytes, texts: int) -> str:
-    """The release that answered. Raises ServerError unless every output has one row for each of so many texts."""
-    response = service_pb2.ModelInferResponse.FromString(answer)
-    shapes = {output.name: list(output.shape) for output in response.outputs}
-    if set(shapes) != {LOGITS, TRUNCATED, RELEASE} or any(shape[:1] != [texts] for shape in shapes.values()):
-        raise ServerError(f"{texts} texts were sent, and the answer has the shapes {shapes}")
-    raw = response.raw_output_contents[list(shapes).index(RELEASE)]
-    return bytes(raw[4 : 4 + int.from_bytes(raw[:4], "little")]).decode()
+def arrays_of(result: Any) -> Answer:
+    """The outputs of either library's result."""
+    return {name: np.asarray(result.as_numpy(name)) for name in (LOGITS, TRUNCATED, RELEASE)}
+
+
+@contextmanager
+def translated(url: str, timeout_s: float, *lost: type[Exception]) -> Iterator[None]:
+    """Raise the failures of all client libraries as `clients.errors`; `lost` are further errors of a lost connection."""
+    # No connection, no HTTP, no JSON; or a url that is no host:port.
+    unavailable: tuple[type[Exception], ...] = (OSError, HTTPException, ValueError, *lost)
+    try:
+        yield
+    except ClassifierError:
+        raise
+    except InferenceServerException as error:
+        if "Deadline Exceeded" in str(error):
+            raise late(url, timeout_s) from error
+        raise from_status(str(error.status()), _message(error), url) from error
+    except TimeoutError as error:
+        raise late(url, timeout_s) from error
+    except ssl.SSLError as error:
+        raise untrusted(url, error) from error
+    except unavailable as error:
+        raise Unavailable(f"{url}: {str(error) or type(error).__name__}; {_HINT}") from error
+
+
+def late(url: str, timeout_s: float) -> TimedOut:
+    """The error of a deadline that passed."""
+    return TimedOut(f"{url}: no answer within {timeout_s:.3g} s")
+
+
+def _message(error: InferenceServerException) -> str:
+    message = str(error.message())
+    refused = "failed to connect" in message or "Connection refused" in message
+    return f"{message}; {_HINT}" if refused else message

@@ -2,8 +2,9 @@
 
     RELEASE/manifest.json                            this module's `Manifest`
     RELEASE/labels.txt                               one label a line, in the order of the logits
-    RELEASE/bert_tokenizer/{model.py, tokenizer.json, release.json}
-    RELEASE/bert_engine/{model.py, model.onnx}
+    RELEASE/probes.json                              texts and the answers they must get (`contract.probes`)
+    RELEASE/bert_tokenizer/{model.py, tokenizer.json, contract.json, release.json}
+    RELEASE/bert_engine/{model.py, engine.json}      and the engine: model.onnx, model.xml + model.bin, model.pt2 or model.plan
 
 `builders` write it, `serving` publishes it. Its id is derived from the hashes of its files.
 """
@@ -22,7 +23,7 @@ from contract.files import read_json, sha256_of, write_json
 MANIFEST_FILE = "manifest.json"
 LABELS_FILE = "labels.txt"
 RELEASE_FILE = "release.json"  # beside the tokenizer: {"release": id}, what the served answer carries
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +35,32 @@ class Manifest:
     labels: list[str]
     """Label names in the order of the logits."""
     engine: str
-    """Runtime and precision, as `onnxruntime fp32`."""
+    """Runtime and precision as people read them, `onnxruntime fp32`."""
+    kind: str
+    """Runtime that opens the engine: onnxruntime, openvino, torch or tensorrt."""
+    precision: str
+    """fp32, bf16, fp16, int8 or fp8."""
+    layout: str
+    """padded or packed."""
+    runtime: dict[str, str]
+    """{"name", "version"} of the runtime's package at build time."""
+    hardware: dict[str, Any]
+    """What the engine was built and proved on: CPU and its flags, or GPU name, compute capability and driver."""
+    container: str | None
+    """NVIDIA Triton container in which it was built, `26.07`; None outside of one."""
+    profiles: list[dict[str, Any]]
+    """Shapes the engine was optimised for; empty where any shape is served."""
     max_length: int
     """Tokens the model reads of one text; longer ones are truncated and flagged."""
     checkpoint_sha256: str
     """Of the merged checkpoint's model.safetensors."""
+    tokenizer_sha256: str
+    """Of the release's tokenizer.json."""
     parity: dict[str, Any]
-    """How the engine was proved equal to the checkpoint: shapes tried, the largest logit difference, the bound."""
+    """How the engine was proved equal to the checkpoint: shapes tried, the largest logit difference, the bounds."""
+    accuracy: dict[str, Any]
+    """Task accuracy of engine and checkpoint on labelled held-out rows, and whether they differ by more than chance; empty
+    where the machine that built the engine could not run it."""
     versions: dict[str, str]
     """Library versions at build time."""
     files: dict[str, str]
@@ -74,7 +94,10 @@ def read_manifest(folder: Path) -> Manifest:
     value = read_json(folder / MANIFEST_FILE)
     names = {field.name for field in dataclasses.fields(Manifest)}
     if not isinstance(value, dict) or set(value) != names or value["schema"] != SCHEMA:
-        raise UsageError(f"{folder / MANIFEST_FILE} is not a release manifest of schema {SCHEMA}; build the release again")
+        said = f" (it says schema {value['schema']!r})" if isinstance(value, dict) and "schema" in value else ""
+        raise UsageError(
+            f"{folder / MANIFEST_FILE} is not a release manifest of schema {SCHEMA}{said}; build the release again"
+        )
     manifest = Manifest(**value)
     found = hash_files(folder)
     different = sorted(path for path in set(found) | set(manifest.files) if found.get(path) != manifest.files.get(path))

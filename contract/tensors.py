@@ -12,6 +12,7 @@ ENGINE = "bert_engine"
 CLASSIFIER = "bert_classifier"
 CANDIDATE = "bert_candidate"  # a second ensemble of the same shape, which a canary's share of the requests goes to
 STEPS = (TOKENIZER, ENGINE)
+ENSEMBLES = (CLASSIFIER, CANDIDATE)
 
 TEXT = "TEXT"  # BYTES [B, 1], UTF-8
 INPUT_IDS = "input_ids"  # INT32 [B, T]
@@ -27,7 +28,11 @@ MAX_TEXT_BYTES = 131_072
 """Bytes of UTF-8 in one text. BERT reads at most a few thousand characters; tokenizing more only costs time."""
 
 MAX_QUEUE_SIZE = 512
-"""Requests waiting at one step; one more is answered at once with UNAVAILABLE, "Exceeds maximum queue size"."""
+"""Requests waiting at the TensorRT engine; one more is answered at once with UNAVAILABLE, "Exceeds maximum queue size"."""
+
+MAX_WAIT_MS = 1000
+"""Milliseconds that a request may have to wait for the CPU engine; one that would wait longer is answered at once with
+UNAVAILABLE, "overloaded". Under it the engine always has full batches; over it answers only get later."""
 
 BUCKET_LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 320, 384, 512)
 """Token counts a request is padded to, so that requests of one bucket can share a batch."""

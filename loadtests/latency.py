@@ -19,7 +19,7 @@ import tyro
 from tqdm import tqdm
 
 from clients import Classifier, ClassifierError, connect
-from clients.transport import ProtocolName
+from clients.wire import ProtocolName
 from contract.command import Failure, UsageError, run_command
 from contract.files import write_json
 from loadtests.texts import read_texts

@@ -4,7 +4,8 @@
         --headless --users 8 --spawn-rate 8 --reset-stats --run-time 15s
 
 Without a user class and --host both run, against Triton's own ports on this machine. Closed loop: each user sends its next
-text when it has its answer, so the latencies hide queueing; read the throughput.
+text when it has its answer, so the latencies hide queueing; read the throughput. `python -m loadtests.locust_run` runs a
+scenario with it, in many processes.
 """
 
 # ruff: noqa: I001 - gRPC must be taught gevent before any channel exists, or every call blocks the whole process
@@ -23,12 +24,20 @@ import gevent
 from locust import User, constant, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
+from locust.runners import WorkerRunner
 
 from clients import Classifier, ClassifierError, Prediction, connect
-from clients.transport import ProtocolName
+from clients.wire import ProtocolName
 from contract.command import UsageError
 from contract.files import write_json
-from loadtests.texts import read_texts
+from loadtests.measure import read_requests
+from loadtests.result import CLOSED_NOTE
+from loadtests.scenario import read_scenario
+from loadtests.texts import group_texts, read_texts
+
+_CLOCK = [time.monotonic(), time.process_time()]
+_SHARES: dict[str, float] = {}
+"""CPU share of each worker process, by Locust's id of it."""
 
 
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
@@ -36,6 +45,7 @@ def add_arguments(parser: LocustArgumentParser) -> None:
     """Add our options to Locust's own."""
     parser.add_argument("--texts", default="build/merged/heldout.jsonl", help='JSON lines with a "text" each')
     parser.add_argument("--texts-per-request", type=int, default=1, help="texts that travel in one request")
+    parser.add_argument("--scenario", default="", help="scenario file, whose texts are sent and not those of --texts")
     parser.add_argument("--summary", default="", help="JSON file to write when the test ends")
 
 
@@ -46,19 +56,42 @@ def load_texts(environment: Environment, **_: Any) -> None:
     try:
         if options.texts_per_request < 1:
             raise UsageError(f"--texts-per-request is {options.texts_per_request}; it must be at least 1")
-        ClassifierUser.texts = itertools.cycle(read_texts(Path(options.texts)))
+        if options.scenario:
+            requests = read_requests(read_scenario(Path(options.scenario), texts=Path(options.texts)))
+        else:
+            requests = group_texts(read_texts(Path(options.texts)), 1)
+        ClassifierUser.texts = itertools.cycle(text for texts in requests for text in texts)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+@events.test_start.add_listener  # type: ignore[untyped-decorator]
+def start_clock(**_: Any) -> None:
+    """Note when the test began, in wall and CPU time."""
+    _CLOCK[:] = [time.monotonic(), time.process_time()]
+
+
+@events.report_to_master.add_listener  # type: ignore[untyped-decorator]
+def report_cpu(client_id: str, data: dict[str, Any]) -> None:
+    """A worker tells the master how busy it is."""
+    data["cpu_share"] = _cpu_share()
+
+
+@events.worker_report.add_listener  # type: ignore[untyped-decorator]
+def note_cpu(client_id: str, data: dict[str, Any]) -> None:
+    """The master keeps what each worker said last."""
+    _SHARES[client_id] = data["cpu_share"]
 
 
 @events.quitting.add_listener  # type: ignore[untyped-decorator]
 def write_summary(environment: Environment, **_: Any) -> None:
     """Write what was measured, for a program to read."""
     options, total = _options(environment), environment.stats.total
-    if not options.summary:
+    if not options.summary or isinstance(environment.runner, WorkerRunner):
         return
     summary = {
+        "note": CLOSED_NOTE,
         "protocol": "+".join(user.protocol for user in (GrpcUser, HttpUser) if user in environment.user_classes),
         "users": options.num_users,
         "requests": total.num_requests,
@@ -68,9 +101,16 @@ def write_summary(environment: Environment, **_: Any) -> None:
         "p50_ms": total.get_response_time_percentile(0.5),
         "p95_ms": total.get_response_time_percentile(0.95),
         "p99_ms": total.get_response_time_percentile(0.99),
+        "generator_cpu_share": max(_SHARES.values()) if _SHARES else _cpu_share(),
         "errors": {f"{error.error}": error.occurrences for error in environment.stats.errors.values()},
     }
     write_json(Path(options.summary), summary)
+
+
+def _cpu_share() -> float:
+    """Of one core, that this process used since the test began."""
+    wall, cpu = _CLOCK
+    return (time.process_time() - cpu) / max(time.monotonic() - wall, 1e-9)
 
 
 def _options(environment: Environment) -> Any:

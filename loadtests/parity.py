@@ -21,7 +21,7 @@ import tyro
 from tqdm import tqdm
 
 from clients import ClassifierError, connect
-from clients.transport import ProtocolName
+from clients.wire import ProtocolName
 from contract.command import Failure, UsageError, run_command
 from contract.files import read_json_lines, write_json
 

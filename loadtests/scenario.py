@@ -66,6 +66,14 @@ class Load:
             return [*((duration_s * 0.01, (step + 1) / 6) for step in range(5)), (duration_s * 0.95, 1.0)]
         return [(duration_s, 1.0)]
 
+    def users_at(self, second: float, duration_s: float) -> int | None:
+        """Closed: users at a second of the measured window, before it those of its first level; None after its end."""
+        for seconds, share in self.levels(duration_s):
+            if second < seconds:
+                return max(1, round(share * self.users))
+            second -= seconds
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Criteria:

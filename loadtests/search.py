@@ -210,6 +210,8 @@ def _deploy(options: Search) -> dict[str, Path]:
 
 def _agreement(options: Search, deployments: dict[str, Path]) -> dict[str, float]:
     """The share of texts to which each release gives the first one's label; asked of the servers once a search."""
+    if len(deployments) == 1:
+        return dict.fromkeys(deployments, 1.0)
     path = options.output / AGREEMENT_FILE
     if not path.exists():
         texts = read_texts(options.texts, limit=options.scenario().sample)

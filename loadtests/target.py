@@ -8,7 +8,7 @@ from types import TracebackType
 import grpc
 
 from clients.errors import from_status
-from clients.wire import INFER_METHOD, release_in, request_bytes
+from clients.prepared import INFER_METHOD, release_in, request_bytes
 from contract.tensors import CLASSIFIER
 from loadtests.record import Requests
 

@@ -24,7 +24,9 @@ def read_texts(path: Path, *, limit: int | None = None, seed: int = 0, column: s
     readers = {".csv": _csv_texts, ".txt": _lines}
     texts = [text for text in readers.get(path.suffix, _json_texts)(path, column) if text.strip()]
     if not texts:
-        raise UsageError(f'{path} holds no texts; each line must be a JSON object with a non-empty "{column}"')
+        wanted = {".csv": f"its column {column!r} is empty", ".txt": "each line that is not blank is one"}
+        lines = f'each line must be a JSON object with a non-empty "{column}"'
+        raise UsageError(f"{path} holds no texts; {wanted.get(path.suffix, lines)}")
     random.Random(seed).shuffle(texts)
     return texts[:limit]
 

@@ -4,7 +4,9 @@
     python -m serving --repository build/model_repository --grpc-port 0 --http-port 0 --metrics-port 0
 
 Starts the tritonserver on the PATH (NGC container), else the one of the PyPI wheel; prints where it listens once it has
-answered a real text; drains and leaves nothing behind on SIGTERM or Ctrl-C. Port 0 takes a free one.
+answered a real text; drains and leaves nothing behind on SIGTERM or Ctrl-C. Port 0 takes a free one. A python process that
+died or hangs is replaced, a server that ended is started again on the same ports; each event is a line on standard error
+and in REPOSITORY.events.jsonl. See docs/operations.md.
 """
 
 from __future__ import annotations
@@ -13,9 +15,9 @@ import os
 import secrets
 import signal
 import socket
-import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -23,15 +25,15 @@ from typing import Literal
 
 import tyro
 
-from clients import ClassifierError, connect
 from contract.command import Failure, UsageError, run_command
-from serving.launch import find_installation, server_arguments
+from contract.tensors import CLASSIFIER, ENSEMBLES
+from serving.events import EventLog, events_path
+from serving.launch import SHM_PREFIX_VARIABLE, find_installation, server_arguments
 from serving.process import ServerProcess
-from serving.releases import DEFAULT_REPOSITORY, PROBE_TEXT
+from serving.releases import DEFAULT_REPOSITORY
 from serving.repository import Repository
 from serving.state import ServerState, read_state, remove_state
-
-POLL_S = 0.1
+from serving.supervisor import Limits, Supervisor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,10 @@ class Serve:
     """0 takes a free one."""
     start_timeout_s: float = 120.0
     """How long loading may take."""
+    patience_s: float = 60.0
+    """How long a step may owe an answer, though it computes, until it counts as hung. Above the longest batch."""
+    restarts: int = 8
+    """Ends of the server in a row, none after a minute of service, until it gives up."""
     log: Path | None = None
     """The server's log; REPOSITORY.log when left out."""
 
@@ -62,6 +68,10 @@ class Serve:
                 raise UsageError(f"--{name.replace('_', '-')} is {port}; it must be in 0 to 65535")
         if not self.start_timeout_s > 0:
             raise UsageError(f"--start-timeout-s is {self.start_timeout_s}; it must be above 0")
+        if not self.patience_s >= 5:
+            raise UsageError(f"--patience-s is {self.patience_s}; it must be at least 5")
+        if self.restarts < 0:
+            raise UsageError(f"--restarts is {self.restarts}; it must be at least 0")
 
 
 def claim_ports(address: str, wanted: dict[str, int]) -> dict[str, int]:
@@ -91,25 +101,6 @@ def claim_ports(address: str, wanted: dict[str, int]) -> dict[str, int]:
     return ports
 
 
-def wait_for_answer(server: ServerProcess, url: str, timeout_s: float) -> str:
-    """Wait until the classifier answers a text, not only until it says that it is ready; the release that answered.
-
-    Raises:
-        Failure: the server ended, or did not answer in time; with the cause out of its log.
-    """
-    deadline = time.monotonic() + timeout_s
-    while True:
-        server.check_alive()
-        try:
-            with connect(url, timeout_s=timeout_s) as classifier:
-                classifier.check_ready()
-                return classifier.classify([PROBE_TEXT])[0].release
-        except ClassifierError as error:
-            if time.monotonic() > deadline:
-                raise Failure(f"no answer within {timeout_s:g} s ({error}); the log says:\n{server.cause()}") from error
-        time.sleep(POLL_S)
-
-
 def serve(options: Serve) -> None:
     """Run the server until it is told to stop; see the module docstring."""
     repository = Repository(options.repository)
@@ -129,44 +120,54 @@ def serve(options: Serve) -> None:
         control_token=secrets.token_hex(16),
     )
     signal.signal(signal.SIGTERM, _interrupt)
-    with tempfile.TemporaryDirectory(prefix="triton-") as workspace:
-        _run(options, state, ports, Path(workspace))
-
-
-def _run(options: Serve, state: ServerState, ports: dict[str, int], workspace: Path) -> None:
     log = options.log or options.repository.with_name(options.repository.name + ".log")
+    log.write_bytes(b"")
+    events = EventLog(events_path(log))
+    limits = Limits(start_timeout_s=options.start_timeout_s, patience_s=options.patience_s, restarts=options.restarts)
+    began = time.perf_counter()
+
+    def announce(release: str) -> None:
+        print(f"{release} answers after {time.perf_counter() - began:.1f} s; log: {log}")
+        urls = f"gRPC {state.grpc_url}   HTTP {state.http_url}   metrics {state.metrics_url}/metrics"
+        print(f"{urls}   (Ctrl-C stops)", flush=True)
+
+    with tempfile.TemporaryDirectory(prefix="triton-") as workspace:
+        start = _starter(options, state, ports, Path(workspace), log)
+        try:
+            Supervisor(repository, state, start, limits, events).run(announce)
+        except KeyboardInterrupt:
+            events.write("stopped")
+        finally:
+            remove_state(options.repository)
+
+
+def _starter(
+    options: Serve, state: ServerState, ports: dict[str, int], workspace: Path, log: Path
+) -> Callable[[bool], ServerProcess]:
+    """What starts a server on these ports, again and again."""
+    installation = find_installation(workspace)
     shm_prefix = f"bert_{os.getpid()}_"
-    arguments = server_arguments(
-        repository=options.repository.resolve(),
-        config_name="cpu" if options.engine == "cpu" else "",
-        address=options.address,
-        grpc_port=ports["grpc"],
-        http_port=ports["http"],
-        metrics_port=ports["metrics"],
-        token=state.control_token,
-        shm_prefix=shm_prefix,
-    )
-    started = time.perf_counter()
-    server = ServerProcess(find_installation(workspace), arguments, log=log, shm_prefix=shm_prefix)
-    try:
-        release = wait_for_answer(server, state.grpc_url, options.start_timeout_s)
-        state.write(options.repository)
-        print(f"{release} answers after {time.perf_counter() - started:.1f} s; log: {log}")
-        print(
-            f"gRPC {state.grpc_url}   HTTP {state.http_url}   metrics {state.metrics_url}/metrics   (Ctrl-C stops)", flush=True
+
+    def start(with_candidate: bool) -> ServerProcess:
+        arguments = server_arguments(
+            repository=options.repository.resolve(),
+            models=ENSEMBLES if with_candidate else [CLASSIFIER],
+            config_name="cpu" if options.engine == "cpu" else "",
+            address=options.address,
+            grpc_port=ports["grpc"],
+            http_port=ports["http"],
+            metrics_port=ports["metrics"],
+            token=state.control_token,
+            shm_prefix=shm_prefix,
         )
-        while not server.wait(1.0):
-            pass
-        server.check_alive()
-    except KeyboardInterrupt:
-        print("draining and stopping", file=sys.stderr)
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the clean-up short
-        remove_state(options.repository)
-        server.stop()
+        environment = {SHM_PREFIX_VARIABLE: shm_prefix}
+        return ServerProcess(installation, arguments, log=log, shm_prefix=shm_prefix, environment=environment)
+
+    return start
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the clean-up short
     raise KeyboardInterrupt
 
 

@@ -12,17 +12,20 @@ import os
 import shutil
 import sys
 import sysconfig
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from contract.command import UsageError
-from contract.tensors import CLASSIFIER
 from serving.state import CONTROL_HEADER
 
 CLOSED_TO_CLIENTS = ("shared-memory", "model-config", "model-repository", "statistics", "trace", "logging")
 """Groups of Triton's API that need the operator's token; health, metadata and inference are open."""
 
 DRAIN_TIMEOUT_S = 10
+
+SHM_PREFIX_VARIABLE = "BERT_SHM_PREFIX"
+"""Environment variable that tells the python models of one server what their common shared memory is called."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,7 @@ def _current(variable: str) -> list[str]:
 def server_arguments(
     *,
     repository: Path,
+    models: Sequence[str],
     config_name: str,
     address: str,
     grpc_port: int,
@@ -101,12 +105,12 @@ def server_arguments(
     token: str,
     shm_prefix: str,
 ) -> list[str]:
-    """tritonserver's command line: explicit model control, closed to clients; nothing but the ensemble loaded."""
+    """tritonserver's command line: explicit model control, closed to clients; `models` and what they need are loaded."""
     closed = ",".join(CLOSED_TO_CLIENTS)
     arguments = [
         f"--model-repository={repository}",
         "--model-control-mode=explicit",
-        f"--load-model={CLASSIFIER}",
+        *(f"--load-model={model}" for model in models),
         "--disable-auto-complete-config",
         f"--http-address={address}",
         f"--http-port={http_port}",
@@ -117,6 +121,8 @@ def server_arguments(
         f"--http-restricted-api={closed}:{CONTROL_HEADER}={token}",
         f"--grpc-restricted-protocol={closed}:{CONTROL_HEADER}={token}",
         f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
+        # 32 idle threads an instance otherwise, for calls from python models to the server, of which ours make few.
+        "--backend-config=python,thread-pool-size=2",
         f"--exit-timeout-secs={DRAIN_TIMEOUT_S}",
     ]
     if config_name:

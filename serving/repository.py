@@ -1,7 +1,9 @@
-"""A deployed model repository: which versions are in it, which of them the ensemble serves, and how that is changed.
+"""A deployed model repository: which versions are in it, which of them the ensembles serve, and how that is changed.
 
-Only what is on the disk; telling a running server about it is `serving.control`. Every file is replaced by rename, so a
+Only what is on the disk; telling a running server about it is `serving.deployment`. Every file is replaced by rename, so a
 server that reads at any moment sees the old state or the new one.
+
+`bert_classifier` is pinned to the version that serves, `bert_candidate` to the candidate, or, without one, to the same.
 """
 
 from __future__ import annotations
@@ -17,15 +19,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from google.protobuf import text_format
+from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2
 
 from contract.command import Failure, UsageError
-from contract.files import read_json, write_bytes
-from contract.release import LABELS_FILE, RELEASE_FILE
-from contract.tensors import CLASSIFIER, LOGITS, STEPS, TOKENIZER
+from contract.files import read_json, sha256_of, write_bytes
+from contract.probes import PROBES_FILE, Probes, read_probes
+from contract.release import LABELS_FILE, MANIFEST_FILE, RELEASE_FILE
+from contract.tensors import CANDIDATE, CLASSIFIER, ENSEMBLES, LOGITS, STEPS, TOKENIZER
+
+DEFAULT_REPOSITORY = Path("build/model_repository")
 
 _CONFIG = "config.pbtxt"
+_STAGING = ".staging-"
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class Repository:
 
     def check(self) -> None:
         """Raise `UsageError` unless this is a deployed repository."""
-        missing = [name for name in (*STEPS, CLASSIFIER) if not (self.path / name / _CONFIG).is_file()]
+        missing = [name for name in (*STEPS, *ENSEMBLES) if not (self.path / name / _CONFIG).is_file()]
         if missing:
             raise UsageError(
                 f"{self.path} is not a deployed repository ({', '.join(missing)} missing); python -m builders.build renders one"
@@ -47,42 +53,101 @@ class Repository:
         numbers = [{int(entry.name) for entry in (self.path / step).iterdir() if entry.name.isdecimal()} for step in STEPS]
         return sorted(set.intersection(*numbers))
 
-    def pinned(self) -> int | None:
-        """The version that the ensemble serves; None before the first release."""
-        steps = self._read(self.path / CLASSIFIER / _CONFIG).ensemble_scheduling.step
+    def pinned(self, ensemble: str = CLASSIFIER) -> int | None:
+        """The version that an ensemble serves; None before the first release."""
+        steps = self._read(self.path / ensemble / _CONFIG).ensemble_scheduling.step
         number = int(steps[0].model_version)
         return number if number in self.versions() else None
 
+    def candidate(self) -> int | None:
+        """The version that a canary's share of the requests goes to, where it is another than the one that serves."""
+        version = self.pinned(CANDIDATE)
+        return None if version == self.pinned() else version
+
     def release(self, version: int) -> str:
         """The id of the release that is published as `version`."""
-        return str(read_json(self.path / TOKENIZER / str(version) / RELEASE_FILE)["release"])
+        return str(read_json(self.folder(version) / RELEASE_FILE)["release"])
 
-    def add_version(self, release: Path) -> int:
-        """Copy a release folder in as the next version of each step, and its labels; nothing serves it yet."""
+    def folder(self, version: int) -> Path:
+        """Where the tokenizer of `version` lies, with the release's manifest and probes beside it."""
+        return self.path / TOKENIZER / str(version)
+
+    def manifest(self, version: int) -> dict[str, Any]:
+        """The manifest of the release that is published as `version`."""
+        manifest: dict[str, Any] = read_json(self.folder(version) / MANIFEST_FILE)
+        return manifest
+
+    def probes(self, version: int) -> Probes:
+        """The release's own expected answers."""
+        return read_probes(self.folder(version))
+
+    def damaged(self, version: int) -> list[str]:
+        """Files of a published version that are no longer what was published; empty when it is whole."""
+        files = {path: digest for path, digest in self.manifest(version)["files"].items() if path.split("/")[0] in STEPS}
+        places = {path: self.path / path.replace("/", f"/{version}/", 1) for path in files}
+        return [path for path, place in places.items() if not place.is_file() or sha256_of(place) != files[path]]
+
+    def step_config(self, step: str) -> dict[str, Any]:
+        """The config of a step as its python model is given it; {} where no python model serves the step."""
+        named = self.path / step / "configs" / "cpu.pbtxt"
+        config = self._read(named if named.is_file() else self.path / step / _CONFIG)
+        values: dict[str, Any] = json_format.MessageToDict(config, preserving_proto_field_name=True)
+        return values if config.backend == "python" else {}
+
+    def next_version(self, wanted: int | None = None) -> int:
+        """The number of the next version: above every other. Raises `UsageError` for a `wanted` one that is not."""
         existing = [int(entry.name) for step in STEPS for entry in (self.path / step).iterdir() if entry.name.isdecimal()]
-        version = max(existing, default=0) + 1
-        staging = self.path / f".staging-{uuid.uuid4().hex[:8]}"
+        newest = max(existing, default=0)
+        if wanted is not None and wanted <= newest:
+            raise UsageError(f"--version is {wanted}, and {self.path} has version {newest} already; numbers only rise")
+        return wanted or newest + 1
+
+    def copy_in(self, release: Path, version: int) -> Path:
+        """Copy a release folder into the repository, laid out as it will lie there, but where no server looks.
+
+        `admit` moves it into place; `sweep` deletes it.
+
+        Raises:
+            Failure: it cannot be copied (the disk is full).
+        """
+        copy = self.path / f"{_STAGING}{uuid.uuid4().hex[:8]}"
         try:
             for step in STEPS:
-                shutil.copytree(release / step, staging / step)
+                shutil.copytree(release / step, copy / step / str(version))
                 # An empty file of this name keeps the stub from writing bytecode, whose time stamp would make the next
                 # `load` rebuild a version that has not changed.
-                (staging / step / "__pycache__").touch()
+                (copy / step / str(version) / "__pycache__").touch()
+            for name in (MANIFEST_FILE, PROBES_FILE, LABELS_FILE):
+                shutil.copyfile(release / name, copy / TOKENIZER / str(version) / name)
+        except (OSError, shutil.Error) as error:
+            self.sweep()
+            raise Failure(f"cannot copy {release} into {self.path}: {error}; nothing was changed") from error
+        return copy
+
+    def sweep(self) -> None:
+        """Delete copies that were not admitted, those of a publisher that was killed too. Only while holding the lock."""
+        for copy in self.path.glob(f"{_STAGING}*"):
+            shutil.rmtree(copy, ignore_errors=True)
+
+    def admit(self, copy: Path, version: int) -> None:
+        """Move a copy to where `version` belongs; nothing serves it yet."""
+        try:
+            for ensemble in ENSEMBLES:
+                labels = (copy / TOKENIZER / str(version) / LABELS_FILE).read_bytes()
+                write_bytes(self.path / ensemble / _labels_file(version), labels)
             for step in STEPS:
-                (staging / step).rename(self.path / step / str(version))
-            write_bytes(self.path / CLASSIFIER / f"labels-{version}.txt", (release / LABELS_FILE).read_bytes())
+                (copy / step / str(version)).rename(self.path / step / str(version))
+            self.sweep()
         except OSError as error:
             self.remove_version(version)
-            raise Failure(f"cannot copy {release} into {self.path}: {error}; nothing was changed") from error
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-        return version
+            raise Failure(f"cannot put version {version} into {self.path}: {error}; nothing was changed") from error
 
     def remove_version(self, version: int) -> None:
         """Delete a version that nothing serves."""
         for step in STEPS:
             shutil.rmtree(self.path / step / str(version), ignore_errors=True)
-        (self.path / CLASSIFIER / f"labels-{version}.txt").unlink(missing_ok=True)
+        for ensemble in ENSEMBLES:
+            (self.path / ensemble / _labels_file(version)).unlink(missing_ok=True)
 
     def offer(self, versions: Sequence[int]) -> None:
         """Make the steps load exactly these versions at their next load, for every kind of hardware."""
@@ -98,17 +163,42 @@ class Repository:
         """The versions that the steps load."""
         return list(self._read(self.path / STEPS[0] / _CONFIG).version_policy.specific.versions)
 
-    def pin(self, version: int) -> None:
-        """Make the ensemble serve `version`, with its labels, at its next load."""
+    def offer_whole(self) -> list[int]:
+        """Before a server starts: stop offering versions whose files were damaged, which would keep it from starting.
+
+        Returns what is offered no longer. The version that serves stays: without it there is nothing to start.
+        """
+        pinned, offered = self.pinned(), self.offered()
+        others = [version for version in offered if version != pinned]
+        broken = [version for version in others if version not in self.versions() or self.damaged(version)]
+        if broken and pinned is not None:
+            self.offer([version for version in offered if version not in broken])
+            if self.pinned(CANDIDATE) not in self.offered():
+                self.pin(pinned, CANDIDATE)
+        return broken
+
+    def pin(self, version: int, ensemble: str = CLASSIFIER) -> None:
+        """Make an ensemble serve `version`, with its labels, at its next load."""
 
         def pins(config: Any) -> None:
             for step in config.ensemble_scheduling.step:
                 step.model_version = version
             for output in config.output:
                 if output.name == LOGITS:
-                    output.label_filename = f"labels-{version}.txt"
+                    output.label_filename = _labels_file(version)
 
-        self._edit(self.path / CLASSIFIER / _CONFIG, pins)
+        self._edit(self.path / ensemble / _CONFIG, pins)
+
+    def configs(self) -> dict[Path, bytes]:
+        """Every config as it is now: with `restore`, the way back from any change."""
+        paths = [path for model in (*STEPS, *ENSEMBLES) for path in sorted((self.path / model).rglob("*.pbtxt"))]
+        return {path: path.read_bytes() for path in paths}
+
+    def restore(self, configs: dict[Path, bytes]) -> None:
+        """Put configs back that were changed since."""
+        for path, text in configs.items():
+            if path.read_bytes() != text:
+                self._replace(path, text)
 
     def _read(self, path: Path) -> Any:
         try:
@@ -119,9 +209,12 @@ class Repository:
     def _edit(self, path: Path, change: Callable[[Any], None]) -> None:
         config = self._read(path)
         change(config)
+        self._replace(path, text_format.MessageToString(config).encode())
+
+    def _replace(self, path: Path, text: bytes) -> None:
         model = self.path / path.relative_to(self.path).parts[0]
         newest = max(max(entry.stat().st_mtime_ns, entry.stat().st_ctime_ns) for entry in (model, *model.rglob("*")))
-        write_bytes(path, text_format.MessageToString(config).encode())
+        write_bytes(path, text)
         # Triton does nothing, and says 200, unless a time stamp in the model's folder has grown. The file system's clock
         # ticks in milliseconds, so two quick changes can bear the same time: make sure that this one is later.
         stamp = max(time.time_ns(), newest + 1_000_000)
@@ -138,3 +231,7 @@ class Repository:
             raise Failure(f"another process is publishing to {self.path}; wait until it is done") from error
         finally:
             os.close(descriptor)
+
+
+def _labels_file(version: int) -> str:
+    return f"labels-{version}.txt"

@@ -6,7 +6,7 @@ function of the text alone, so that a prediction in the wrong place shows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
@@ -32,7 +32,7 @@ class MemoryTransport:
         labels: Sequence[str] = LABELS,
         model: Callable[[bytes], list[float]] = logits_of,
         error: Exception | None = None,
-        error_at: int = 0,
+        error_at: int | Collection[int] | None = 0,
         extra_rows: int = 0,
         ready: bool = True,
     ) -> None:
@@ -40,13 +40,15 @@ class MemoryTransport:
         self.error, self.error_at, self.extra_rows = error, error_at, extra_rows
         self.is_ready = ready
         self.requests: list[list[bytes]] = []
+        self.calls: list[tuple[float | None, str]] = []
         self.closed = False
 
-    def infer(self, texts: Texts, *, classes: bool) -> Answer:
-        """See `Transport.infer`; raises `error` at request number `error_at`."""
+    def infer(self, texts: Texts, *, classes: bool, timeout_s: float | None = None, request_id: str = "") -> Answer:
+        """See `Transport.infer`; raises `error` at request number `error_at`, at each of them, or at every one (None)."""
+        self.calls.append((timeout_s, request_id))
         sent: list[bytes] = texts[:, 0].tolist()
         self.requests.append(sent)
-        if self.error is not None and len(self.requests) - 1 == self.error_at:
+        if self.error is not None and self._fails(len(self.requests) - 1):
             raise self.error
         answered = [*sent, *([b"extra"] * self.extra_rows)][: len(sent) + self.extra_rows]
         logits = [self.model(text) for text in answered]
@@ -55,6 +57,11 @@ class MemoryTransport:
             TRUNCATED: np.array([[len(text) > 20] for text in answered], dtype=np.bool_),
             RELEASE: np.full((len(answered), 1), RELEASE_ID, dtype=np.object_),
         }
+
+    def _fails(self, number: int) -> bool:
+        if self.error_at is None or isinstance(self.error_at, int):
+            return self.error_at is None or number == self.error_at
+        return number in self.error_at
 
     def _classified(self, logits: list[list[float]]) -> Texts:
         """[B, C] of b"logit:index:label", the best first, as Triton's classification extension answers."""

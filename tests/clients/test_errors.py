@@ -24,12 +24,15 @@ GRPC = {
     "INTERNAL": ServerError,
     "UNKNOWN": ServerError,
     "UNIMPLEMENTED": ServerError,
-    "RESOURCE_EXHAUSTED": ServerError,
+    "RESOURCE_EXHAUSTED": Rejected,
+    "CANCELLED": Unavailable,
     "PERMISSION_DENIED": ServerError,
 }
 HTTP = {
     "400": BadRequest,
     "404": Unavailable,
+    "413": BadRequest,
+    "429": Rejected,
     "499": TimedOut,
     "502": Unavailable,
     "503": Unavailable,

@@ -93,3 +93,10 @@ def test_a_soak_rises_slowly_and_stays() -> None:
     assert sum(seconds for seconds, _ in levels) == pytest.approx(100)
     assert levels[-1] == (95, 1.0)
     assert [share for _, share in levels] == sorted(share for _, share in levels)
+
+
+def test_the_users_of_a_shape_second_by_second() -> None:
+    load = Load(kind="closed", users=8, shape="step")
+    seconds = (-5, 0, 4.9, 5, 10, 15, 19.9, 20)
+    assert [load.users_at(second, 20) for second in seconds] == [2, 2, 2, 4, 6, 8, 8, None]
+    assert Load(kind="closed", users=1, shape="spike").users_at(0, 20) == 1  # a fifth of one user is one

@@ -10,7 +10,7 @@ import pytest
 
 from contract.command import UsageError
 from contract.files import write_json_lines
-from loadtests.texts import read_texts
+from loadtests.texts import group_texts, read_texts
 
 
 def lines(path: Path, *rows: Any) -> Path:
@@ -68,3 +68,33 @@ def test_a_line_that_is_no_json_is_named(tmp_path: Path) -> None:
         file.write("{broken\n")
     with pytest.raises(UsageError, match=r"texts\.jsonl line 3 is not JSON"):
         read_texts(path)
+
+
+def test_a_csv_gives_its_column_and_a_txt_its_lines(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text('id,body\n1,"one, two"\n2,three\n3,\n4\n', encoding="utf-8")
+    (tmp_path / "t.txt").write_text("one\n\n two \n", encoding="utf-8")
+    assert sorted(read_texts(tmp_path / "t.csv", column="body")) == ["one, two", "three"]
+    assert sorted(read_texts(tmp_path / "t.txt")) == [" two ", "one"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("t.csv", b"id,body\n1,a\n", "has no column 'text'; it has 'id', 'body'"),
+        ("t.csv", b"", "has no column 'text'; it has "),
+        ("t.csv", b"text\n\xff\n", "cannot read .* as CSV"),
+        ("t.csv", b'text\n"open\n', "cannot read .* as CSV"),
+        ("t.csv", b"text\n \n", "holds no texts; its column 'text' is empty"),
+        ("t.txt", b"\xff", "cannot read"),
+        ("t.txt", b"\n\n", "holds no texts; each line that is not blank is one"),
+    ],
+)
+def test_a_broken_csv_or_txt_is_named(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError, match=said):
+        read_texts(tmp_path / name)
+
+
+def test_texts_are_grouped_in_order_and_what_is_left_over_is_not_sent() -> None:
+    assert group_texts(["a", "b", "c", "d", "e"], 2) == [("a", "b"), ("c", "d")]
+    assert group_texts(["a"], 2) == []

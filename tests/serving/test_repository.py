@@ -8,9 +8,16 @@ import pytest
 
 from contract.command import Failure, UsageError
 from contract.release import read_manifest
-from contract.tensors import CLASSIFIER, ENGINE, STEPS, TOKENIZER
+from contract.tensors import CLASSIFIER, ENGINE, ENSEMBLES, STEPS, TOKENIZER
 from serving.repository import Repository
 from tests.served import deployed
+
+
+def admitted(repository: Repository, release: Path) -> int:
+    """The version that a release was put in as; nothing serves it."""
+    version = repository.next_version()
+    repository.admit(repository.copy_in(release, version), version)
+    return version
 
 
 def test_a_fresh_repository_has_no_version_and_no_pin(tmp_path: Path) -> None:
@@ -21,7 +28,7 @@ def test_a_fresh_repository_has_no_version_and_no_pin(tmp_path: Path) -> None:
 
 def test_a_version_is_the_release_plus_the_file_that_keeps_bytecode_out(tmp_path: Path, release: Path) -> None:
     repository = deployed(tmp_path)
-    version = repository.add_version(release)
+    version = admitted(repository, release)
     assert version == 1
     for step in STEPS:
         placed = {path.name for path in (repository.path / step / "1").iterdir()}
@@ -35,7 +42,7 @@ def test_a_version_is_the_release_plus_the_file_that_keeps_bytecode_out(tmp_path
 def test_a_removed_version_leaves_nothing(tmp_path: Path, release: Path) -> None:
     repository = deployed(tmp_path)
     before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
-    repository.remove_version(repository.add_version(release))
+    repository.remove_version(admitted(repository, release))
     assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
 
 
@@ -44,14 +51,14 @@ def test_offered_versions_reach_every_config_of_every_step(tmp_path: Path) -> No
     repository.offer([4, 3])
     assert repository.offered() == [3, 4]
     configs = [*repository.path.glob("*/config.pbtxt"), *repository.path.glob("*/configs/*.pbtxt")]
-    stepped = [path.read_text() for path in configs if CLASSIFIER not in path.parts]
+    stepped = [path.read_text() for path in configs if path.parts[-2] not in ENSEMBLES]
     assert len(stepped) == 3
     assert all("versions: 3\n    versions: 4" in text for text in stepped)
 
 
 def test_a_pin_moves_both_steps_and_the_labels(tmp_path: Path, release: Path) -> None:
     repository = deployed(tmp_path, release)
-    version = repository.add_version(release)
+    version = admitted(repository, release)
     repository.pin(version)
     text = (repository.path / CLASSIFIER / "config.pbtxt").read_text()
     assert text.count("model_version: 2") == 2
@@ -62,7 +69,7 @@ def test_a_pin_moves_both_steps_and_the_labels(tmp_path: Path, release: Path) ->
 def test_a_version_number_is_above_every_other_even_of_one_step(tmp_path: Path, release: Path) -> None:
     repository = deployed(tmp_path)
     (repository.path / ENGINE / "7").mkdir()
-    assert repository.add_version(release) == 8
+    assert admitted(repository, release) == 8
     assert repository.versions() == [8]
 
 

@@ -1,7 +1,7 @@
-"""Triton python model: token ids -> logits, by ONNX Runtime on the CPU.
+"""Triton python model: token ids -> logits on the CPU, by the runtime that `engine.json` beside this file names.
 
 The batcher hands over requests of different lengths together. Their rows are pooled, stripped of padding, sorted by length
-and run in groups of nearly equal length, so that the cores compute tokens, not padding.
+and cut into the calls that cost least, so that the cores compute tokens, not padding.
 
 Shapes: B rows of a request, T its padded length, C classes.
 """
@@ -10,34 +10,105 @@ from __future__ import annotations
 
 import json
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 import triton_python_backend_utils as pb_utils
 
-MAX_PADDING = 0.1  # of a group's tokens: more groups mean less padding and more calls; a call costs about a tenth of a row
-MAX_TOKENS = 4096  # of a group: beyond this a larger batch is no faster and only holds more memory
+CALL_TOKENS = 24  # what one more call costs, in tokens computed: less padding is worth a call only beyond that
+MAX_TOKENS = 4096  # of a call: beyond this a larger batch is no faster and only holds more memory
+COUNTERS = {
+    "bert_engine_rows_total": "Texts computed",
+    "bert_engine_tokens_total": "Tokens computed, padding left out",
+    "bert_engine_padding_tokens_total": "Padding computed beside the tokens",
+    "bert_engine_calls_total": "Calls of the runtime",
+    "bert_engine_seconds_total": "Seconds spent in the runtime",
+    "bert_engine_refused_total": "Requests refused",
+}
+REPORT_S = 0.5  # between two reports of the counts
 
 Int32 = npt.NDArray[np.int32]
 Float32 = npt.NDArray[np.float32]
+Engine = Callable[[Int32, Int32], Float32]  # input_ids [B, T], attention_mask [B, T] -> logits [B, C]
+
+
+def open_engine(folder: Path, threads: int = 0) -> tuple[Engine, dict[str, Any]]:
+    """The engine of a version folder and its `engine.json`; 0 threads are those of engine.json, there 0 means every core."""
+    settings: dict[str, Any] = json.loads((folder / "engine.json").read_text(encoding="utf-8"))
+    opener = {"onnxruntime": open_onnxruntime, "openvino": open_openvino, "torch": open_torch}[settings["kind"]]
+    return opener(folder, settings, threads or settings["threads"] or len(os.sched_getaffinity(0))), settings
+
+
+def open_onnxruntime(folder: Path, settings: dict[str, Any], threads: int) -> Engine:
+    """`model.onnx` in ONNX Runtime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    # Threads that spin between requests starve server and tokenizer: on 2 cores p99 went from 20 to 517 ms.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    return lambda ids, mask: session.run(["logits"], {"input_ids": ids, "attention_mask": mask})[0]  # type: ignore[no-any-return]
+
+
+def open_openvino(folder: Path, settings: dict[str, Any], threads: int) -> Engine:
+    """`model.xml` in OpenVINO; its threads sleep between requests, and are not bound to cores that the server needs."""
+    import openvino
+
+    core = openvino.Core()
+    computes = settings["inference_precision"]
+    if computes == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise RuntimeError("this engine computes in bf16, which this processor lacks: build the release on this machine")
+    options = {"INFERENCE_PRECISION_HINT": computes, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
+    options |= {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
+    request = core.compile_model(folder / "model.xml", "CPU", options).create_infer_request()
+
+    def engine(ids: Int32, mask: Int32) -> Float32:
+        request.infer({"input_ids": ids, "attention_mask": mask}, share_inputs=True)
+        return request.get_output_tensor().data.copy()  # type: ignore[no-any-return]
+
+    return engine
+
+
+def open_torch(folder: Path, settings: dict[str, Any], threads: int) -> Engine:
+    """The exported program `model.pt2` in PyTorch, on a GPU where there is one."""
+    import torch
+
+    torch.set_num_threads(threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    program = torch.export.load(folder / "model.pt2").module().to(device)
+
+    @torch.inference_mode()
+    def engine(ids: Int32, mask: Int32) -> Float32:
+        logits = program(torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device))
+        return logits.float().cpu().numpy()  # type: ignore[no-any-return]
+
+    return engine
 
 
 def group_rows(lengths: list[int]) -> list[list[int]]:
-    """Cut the rows, longest last, into groups with at most `MAX_PADDING` padding and `MAX_TOKENS` tokens."""
-    groups: list[list[int]] = []
-    tokens = 0
-    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
-        tokens += lengths[row]
-        area = (len(groups[-1]) + 1) * lengths[row] if groups else 0
-        if groups and area <= MAX_TOKENS and area - tokens <= MAX_PADDING * area:
-            groups[-1].append(row)
-        else:
-            groups.append([row])
-            tokens = lengths[row]
-    return groups
+    """The rows by rising length, cut into the groups of least tokens computed + `CALL_TOKENS` a group (dynamic programming).
+
+    A group computes rows x longest tokens, at most `MAX_TOKENS` unless it is one row.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    least = np.zeros(len(order) + 1)  # cost of the first so many rows
+    begin = np.zeros(len(order) + 1, dtype=int)  # of the group that ends there
+    for end in range(1, len(order) + 1):
+        area = np.arange(end, 0, -1) * lengths[order[end - 1]]  # of a group that begins at each row before
+        costs = least[:end] + area + CALL_TOKENS
+        costs[:-1][area[:-1] > MAX_TOKENS] = np.inf
+        begin[end] = costs.argmin()
+        least[end] = costs[begin[end]]
+    groups, end = [], len(order)
+    while end:
+        groups.append(order[begin[end] : end])
+        end = begin[end]
+    return groups[::-1]
 
 
 def pack_group(rows: list[Int32], length: int) -> tuple[Int32, Int32]:
@@ -58,22 +129,80 @@ def strip_padding(ids: Int32, mask: Int32) -> list[Int32]:
     return [row[:length] for row, length in zip(ids, lengths, strict=True)]
 
 
+def check_rows(rows: list[Int32], vocabulary: int, positions: int) -> None:
+    """Raise ValueError for what the model cannot read: OpenVINO would compute something from it."""
+    for row in rows:
+        if len(row) > positions or row.min() < 0 or row.max() >= vocabulary:
+            raise ValueError(
+                f"{len(row)} tokens with ids {row.min()} to {row.max()}: out of range; "
+                f"this model reads 1 to {positions} tokens with ids 0 to {vocabulary - 1}"
+            )
+
+
+def run_rows(engine: Engine, rows: list[Int32], count: Callable[..., None] = lambda **_: None) -> list[Float32]:
+    """Unpadded rows -> the logits [C] of each, in order; `count` is told what every call computed."""
+    lengths = [len(row) for row in rows]
+    logits: list[Float32] = [np.empty(0, np.float32)] * len(rows)
+    for group in group_rows(lengths):
+        ids, mask = pack_group([rows[row] for row in group], lengths[group[-1]])
+        started = time.perf_counter()
+        answers = engine(ids, mask)
+        tokens = int(mask.sum())
+        count(rows=len(group), tokens=tokens, padding_tokens=ids.size - tokens, calls=1, seconds=time.perf_counter() - started)
+        for row, answer in zip(group, answers, strict=True):
+            logits[row] = answer
+    return logits
+
+
+def open_progress(version: str) -> npt.NDArray[np.float64]:
+    """Start, tokens and seconds so far, end of the last call: what the tokenizer of this version reads, to refuse in time."""
+    prefix = os.environ.get("BERT_SHM_PREFIX")
+    if not prefix:
+        return np.zeros(4)
+    path = Path("/dev/shm") / f"{prefix}progress_{version}"  # noqa: S108 - POSIX shared memory, removed with the server
+    with path.open("ab") as file:
+        file.truncate(32)
+    return np.asarray(np.memmap(path, np.float64, "r+", shape=4))
+
+
 class TritonPythonModel:
     """What Triton's stub loads; see the module docstring."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Open the ONNX file of this version."""
+        """Open the engine of this version."""
         if int(np.__version__.split(".")[0]) >= 2:
             raise RuntimeError(
                 f"numpy {np.__version__}: the stub of Triton 2.51 corrupts tensors with numpy 2; install numpy<2"
             )
         parameters: dict[str, Any] = json.loads(args["model_config"])["parameters"]
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = int(parameters["threads"]["string_value"]) or len(os.sched_getaffinity(0))
-        # Threads that spin between requests starve server and tokenizer: on 2 cores p99 went from 20 to 517 ms.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        path = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
-        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        folder = Path(args["model_repository"]) / args["model_version"]
+        self.engine, self.settings = open_engine(folder, int(parameters["threads"]["string_value"]))
+        self.progress = open_progress(args["model_version"])
+        self.progress[:] = (time.monotonic(), 0.0, 0.0, time.monotonic())
+        self.families, self.counters = [], {}
+        self.pending: dict[str, float] = {}
+        self.reported_at = 0.0
+        if hasattr(pb_utils, "MetricFamily"):  # older servers have none
+            labels = {"model": args["model_name"], "version": args["model_version"]}
+            for name, text in COUNTERS.items():
+                family = pb_utils.MetricFamily(name=name, description=text, kind=pb_utils.MetricFamily.COUNTER)
+                self.families.append(family)  # a metric ends with its family
+                self.counters[name] = family.Metric(labels=labels)
+
+    def count(self, **amounts: float) -> None:
+        """Add to the counts, `rows=3` to bert_engine_rows_total, and to the progress that the tokenizer reads."""
+        self.progress[1:3] += amounts.get("tokens", 0), amounts.get("seconds", 0)
+        for name, amount in amounts.items():
+            self.pending[name] = self.pending.get(name, 0) + amount
+
+    def report(self) -> None:
+        """Tell the server what was counted, unless that was done a moment ago: each counter costs a message to it."""
+        if time.monotonic() - self.reported_at < REPORT_S:
+            return
+        for name, amount in self.pending.items():
+            if counter := self.counters.get(f"bert_engine_{name}_total"):
+                counter.increment(amount)
+        self.pending, self.reported_at = {}, time.monotonic()
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
         """One response a request, in order; when a joint run fails, each request is run alone, to fail by itself."""
@@ -81,23 +210,22 @@ class TritonPythonModel:
             tuple(pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in ("input_ids", "attention_mask"))
             for request in requests
         ]
+        self.progress[3] = np.inf  # under way
         try:
             answers = self.run([strip_padding(ids, mask) for ids, mask in inputs])
-        except Exception as error:  # ONNX Runtime has no narrower base for what a run may raise
+        except Exception as error:  # the runtimes have no narrower base for what a run may raise
             if len(requests) > 1:
                 return [self.execute([request])[0] for request in requests]
+            self.count(refused=1)
             return [pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))]
+        finally:
+            self.progress[3] = time.monotonic()
+            self.report()
         return [pb_utils.InferenceResponse([pb_utils.Tensor("logits", logits)]) for logits in answers]
 
     def run(self, requests: list[list[Int32]]) -> list[Float32]:
         """The unpadded rows of each request -> its logits [B, C]."""
         rows = [row for request in requests for row in request]
-        lengths = [len(row) for row in rows]
-        logits: list[Float32] = [np.empty(0, np.float32)] * len(rows)
-        for group in group_rows(lengths):
-            ids, mask = pack_group([rows[row] for row in group], lengths[group[-1]])
-            (answers,) = self.session.run(["logits"], {"input_ids": ids, "attention_mask": mask})
-            for row, answer in zip(group, answers, strict=True):
-                logits[row] = answer
-        remaining = iter(logits)
+        check_rows(rows, self.settings["vocab_size"], self.settings["positions"])
+        remaining = iter(run_rows(self.engine, rows, self.count))
         return [np.stack([next(remaining) for _ in request]) for request in requests]

@@ -1,0 +1,119 @@
+"""Texts to calibrate a quantised engine on: of the training part only, so that the held-out rows stay unseen.
+
+A checkpoint does not hold its training texts. They are read again from where the run read them, dealt out by the same seed,
+and compared with the hash in `run.json`; where the data is no longer there, a file of texts can be given instead.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from contract.command import UsageError
+from contract.files import read_json_lines
+from training.checkpoint import Checkpoint
+from training.datasets import Dataset, read_dataset
+from training.options import Finetune
+from training.split import hash_rows, split_dataset
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a quantised engine is calibrated on and what chooses its details."""
+
+    texts: list[str]
+    """Training texts, on which ranges are observed."""
+    validation: list[str]
+    """Texts of the validation part, on which settings are compared."""
+    labels: list[int]
+    """Classes of `validation`; empty where they are not known."""
+    origin: str
+    """Where the texts are from, for the report."""
+
+
+def read_calibration(checkpoint: Checkpoint, file: Path | None, *, rows: int) -> Calibration:
+    """At most `rows` texts of each part.
+
+    Raises:
+        UsageError: a file without texts, or data that is no longer what the run was trained on.
+    """
+    if file is not None:
+        texts = read_texts(file)
+        if len(texts) < 2:
+            raise UsageError(f"--calibration-texts {file} holds {len(texts)} text(s); at least 2 are needed, better 256")
+        half = min(rows, len(texts) // 2)
+        return Calibration(texts[:half], texts[half : 2 * half], [], str(file))
+    options = _options_of(checkpoint.run)
+    dataset = _dataset_of(options)
+    split = split_dataset(
+        dataset,
+        validation_share=options.validation_share,
+        test_share=options.test_share,
+        train_rows=options.train_rows,
+        seed=options.seed,
+    )
+    wanted = checkpoint.run["data"]["parts"]["train"]["sha256"]
+    if hash_rows(dataset, split.train) != wanted:
+        raise UsageError(
+            f"the data of {checkpoint.folder} has changed since it was trained (its training part has another sha256); "
+            "pass texts like those of training by --calibration-texts FILE"
+        )
+    train, validation = split.train[:rows], split.validation[:rows]
+    return Calibration(
+        [dataset.texts[row] for row in train],
+        [dataset.texts[row] for row in validation],
+        [dataset.labels[row] for row in validation],
+        f"the training part of {dataset.name}",
+    )
+
+
+def read_texts(file: Path) -> list[str]:
+    """The texts of a .jsonl ("text" of each line), a .csv (its column "text") or any other file (one a line), blanks left out.
+
+    Raises:
+        UsageError: a missing file, or one that is not what its name says.
+    """
+    try:
+        if file.suffix == ".jsonl":
+            texts = [row["text"] for row in read_json_lines(file)]
+        elif file.suffix == ".csv":
+            with file.open(newline="", encoding="utf-8") as handle:
+                texts = [row["text"] for row in csv.DictReader(handle)]
+        else:
+            texts = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the texts of {file}: {error}") from error
+    except (KeyError, TypeError) as error:
+        raise UsageError(f'{file} must have a "text" in every {"line" if file.suffix == ".jsonl" else "row"}') from error
+    if not all(isinstance(text, str) for text in texts):
+        raise UsageError(f'{file}: every "text" must be a string')
+    return [text for text in texts if text.strip()]
+
+
+def _options_of(run: dict[str, Any]) -> Finetune:
+    """The run's options, with its device replaced: what it was trained on need not be here."""
+    values = run["configuration"] | {"device": "cpu"}
+    paths = {name: Path(values[name]) for name in ("output", "data") if values.get(name)}
+    tuples = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    return Finetune(**(values | paths | tuples))
+
+
+def _dataset_of(options: Finetune) -> Dataset:
+    try:
+        return read_dataset(
+            options.dataset,
+            data=options.data,
+            text=options.text,
+            label=options.label,
+            drop_empty=options.drop_empty,
+            seed=options.seed,
+            tabular=options.tabular,
+            cleaning=options.cleaning,
+        )
+    except UsageError as error:
+        raise UsageError(
+            f"the texts that the checkpoint was trained on cannot be read again ({error}); "
+            "int8 is calibrated on such texts: pass some by --calibration-texts FILE"
+        ) from error

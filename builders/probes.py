@@ -1,0 +1,38 @@
+"""Probe texts with the checkpoint's own logits, which go into the release (`contract.probes`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from contract.probes import Probes
+from contract.tensors import MAX_TEXT_BYTES
+from training.batches import encode
+from training.checkpoint import Checkpoint
+from training.evaluation import compute_logits
+
+PROBE_COUNT = 32
+
+ROUNDING = 1e-3
+"""Logit difference that is allowed to every engine: another processor and another batch shape round differently."""
+
+LABEL_SLACK = 0.05
+"""Share of labels, beyond those that the engine itself got wrong when it was built, that may differ."""
+
+
+def make_probes(checkpoint: Checkpoint, texts: Sequence[str], parity: dict[str, Any]) -> Probes:
+    """Probes out of held-out `texts`, short and long ones alike.
+
+    The bound follows from `parity`, what was measured of this engine at build time: twice its largest difference from the
+    checkpoint, so that a quantised engine is held to what it showed, and an exact one to rounding.
+    """
+    usable = sorted((text for text in set(texts) if text.strip() and len(text.encode()) <= MAX_TEXT_BYTES), key=len)
+    count = min(PROBE_COUNT, len(usable))
+    chosen = [usable[round(number * (len(usable) - 1) / max(count - 1, 1))] for number in range(count)]
+    logits = compute_logits(checkpoint.model, encode(checkpoint.tokenizer, chosen, []), tokens_per_batch=4096)
+    return Probes(
+        texts=chosen,
+        logits=logits.tolist(),
+        bound=max(ROUNDING, 2 * float(parity["max_abs"])),
+        agreement=max(0.0, float(parity["label_agreement"]) - LABEL_SLACK),
+    )

@@ -1,0 +1,112 @@
+"""How a model was quantised: the sweep, the sensitivity of each product, what was left out, as JSON, Markdown and a picture."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from builders.accuracy import Accuracy
+from builders.parity import BOUNDS
+from contract.files import new_folder, write_bytes, write_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One way to quantise, judged on the validation part."""
+
+    name: str
+    error: float
+    """Mean absolute difference of the logits from fp32's."""
+    flips: float
+    """Share of texts whose label is another one than fp32's, ties aside."""
+    accuracy: Accuracy | None
+    """None where the texts have no labels."""
+
+    @property
+    def passes(self) -> bool:
+        """Whether the gate of a release would hold."""
+        return self.flips <= BOUNDS["int8"].flips and not (self.accuracy and self.accuracy.failures)
+
+    def cells(self) -> str:
+        """Of a Markdown table."""
+        if self.accuracy is None:
+            return f"{self.name} | {self.error:.4g} | {self.flips:.2%} | - | -"
+        change = 100 * (self.accuracy.engine - self.accuracy.checkpoint)
+        return f"{self.name} | {self.error:.4g} | {self.flips:.2%} | {change:+.2f} ± {100 * self.accuracy.noise:.2f} | " + (
+            f"{self.accuracy.p_value:.2g}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizationReport:
+    """Everything that was tried."""
+
+    calibration: str
+    """Where the texts are from."""
+    calibration_texts: int
+    validation_texts: int
+    sweep: list[Setting]
+    """Everything quantised, by the percentile of the ranges."""
+    chosen: str
+    """The percentile with the least error."""
+    sensitivity: dict[str, float]
+    """Mean error of the logits with one product quantised, by its exact node name."""
+    operators: dict[str, float]
+    """The same with one operator quantised in every layer."""
+    steps: list[Setting]
+    """The greedy exclusion: everything, then without the most sensitive product, and so on; the last one is the engine."""
+
+    def markdown(self) -> str:
+        """Tables for people."""
+        head = "| {} | mean logit error | labels that differ | accuracy, points ± noise | McNemar p |\n|---|---|---|---|---|"
+        least = sorted(self.sensitivity, key=self.sensitivity.__getitem__, reverse=True)[:10]
+        lines = [
+            f"int8, calibrated on {self.calibration_texts} texts of {self.calibration}, "
+            f"judged on {self.validation_texts} of the validation part",
+            "",
+            head.format("percentile"),
+            *(f"| {setting.cells()} |" for setting in self.sweep),
+            "",
+            f"chosen: {self.chosen}. Products quantised step by step:",
+            "",
+            head.format("products in int8"),
+            *(f"| {setting.cells()} |" for setting in self.steps),
+            "",
+            "| operator quantised alone, all layers | mean logit error |\n|---|---|",
+            *(f"| {name} | {error:.4g} |" for name, error in self.operators.items()),
+            "",
+            "| most sensitive products | mean logit error |\n|---|---|",
+            *(f"| {name} | {self.sensitivity[name]:.4g} |" for name in least),
+        ]
+        return "\n".join(lines)
+
+    def picture(self, path: Path) -> None:
+        """Layers x operators, coloured by their error."""
+        from matplotlib.figure import Figure
+
+        places = [name.removeprefix("bert.encoder.layer.").removesuffix(".matmul").split(".", 1) for name in self.sensitivity]
+        operators = list(dict.fromkeys(operator for _, operator in places))
+        errors = np.zeros((1 + max(int(layer) for layer, _ in places), len(operators)))
+        for (layer, operator), error in zip(places, self.sensitivity.values(), strict=True):
+            errors[int(layer), operators.index(operator)] = error
+        figure = Figure(figsize=(7, 1.5 + 0.4 * len(errors)), layout="constrained")
+        axes = figure.subplots()
+        image = axes.imshow(errors, cmap="viridis", aspect="auto")
+        axes.set_xticks(range(len(operators)), operators, rotation=20, ha="right")
+        axes.set_yticks(range(len(errors)), [f"layer {number}" for number in range(len(errors))])
+        axes.set_title("mean error of the logits with one matrix product in int8")
+        figure.colorbar(image, ax=axes)
+        figure.savefig(path, dpi=120, format="png")
+
+
+def write_report(folder: Path, report: QuantizationReport) -> None:
+    """Write quantization.json, .md and .png. Raises UsageError when `folder` exists."""
+    with new_folder(folder) as partial:
+        values: dict[str, Any] = dataclasses.asdict(report)
+        write_json(partial / "quantization.json", values)
+        write_bytes(partial / "quantization.md", (report.markdown() + "\n").encode())
+        report.picture(partial / "quantization.png")

@@ -1,0 +1,200 @@
+"""Static int8 for the CPU engines: Q/DQ nodes around the matrix products, calibrated, measured layer by layer, and no more of
+them than the accuracy bears.
+
+1. Ranges of every product's input are observed on training texts, as histograms.
+2. A sweep over percentiles of those ranges, everything quantised, on the validation part: the least error of the logits wins.
+3. Sensitivity: the error of each product, and of each operator over all layers, quantised alone.
+4. While the accuracy gate does not hold on the validation part, the most sensitive product that is left goes back to fp32.
+
+Q/DQ nodes are inserted by onnxruntime's quantizer, by exact node name. Weights are symmetric, a scale per output channel, and
+use 7 bits: with 8, the int8 products of processors without VNNI saturate. Activations are 8 bits with a zero point. The pooler,
+the classifier, the softmax and LayerNorm stay in fp32: they are a thousandth of the work.
+
+Shapes: R rows of texts, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+from onnx import TensorProto
+from onnxruntime.quantization import QuantType
+from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from builders.accuracy import compare_accuracy
+from builders.calibration import Calibration
+from builders.onnx_export import build_onnx
+from builders.parity import BOUNDS, PROBE_TOKENS_PER_BATCH, Float32, Int32, margins
+from builders.quantization_report import QuantizationReport, Setting
+from builders.ranges import PERCENTILES, Ranges, observe_ranges, product_inputs
+from contract.command import Failure, UsageError
+from contract.tensors import ATTENTION_MASK, INPUT_IDS, LOGITS
+from training.batches import Encoded, collate, encode, plan_batches
+from training.bert import BertForSequenceClassification
+
+SENSITIVITY_ROWS = 64
+"""Validation texts on which single products are compared: mean errors of logits need few."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The validation texts with the fp32 graph's own answers."""
+
+    batches: list[tuple[list[int], Int32, Int32]]
+    logits: Float32
+    labels: list[int]
+
+    def judge(self, graph: onnx.ModelProto, name: str) -> Setting:
+        """Error, flips and accuracy of a quantised graph."""
+        ours = run_graph(graph, self.batches, self.logits.shape)
+        differs = (ours.argmax(1) != self.logits.argmax(1)) & (margins(self.logits) > BOUNDS["int8"].tie)
+        return Setting(
+            name=name,
+            error=float(np.abs(ours - self.logits).mean()),
+            flips=float(differs.mean()),
+            accuracy=compare_accuracy(ours, self.logits, self.labels) if self.labels else None,
+        )
+
+
+def quantise_model(
+    model: BertForSequenceClassification, tokenizer: Tokenizer, calibration: Calibration
+) -> tuple[onnx.ModelProto, QuantizationReport]:
+    """The int8 graph of `model`, and how it came about (see the module docstring).
+
+    Raises:
+        UsageError: no texts to calibrate on.
+        Failure: the gate does not hold with a single product in int8.
+    """
+    if not calibration.texts or not calibration.validation:
+        raise UsageError("int8 is calibrated on texts, and there are none; pass some by --calibration-texts FILE")
+    graph = build_onnx(model, joint_attention=False)
+    padding = model.config.pad_token_id
+    observed = batches_of(encode(tokenizer, calibration.texts, []), padding)
+    ranges = observe_ranges(graph, [(ids, mask) for _, ids, mask in observed])
+    judge = make_judge(graph, encode(tokenizer, calibration.validation, calibration.labels), padding)
+    small = make_judge(graph, encode(tokenizer, calibration.validation[:SENSITIVITY_ROWS], []), padding)
+    names = list(product_inputs(graph))
+    sweep = [judge.judge(insert_qdq(graph, ranges[key], names), key) for key in tqdm(PERCENTILES, desc="percentiles")]
+    best = ranges[min(sweep, key=lambda setting: setting.error).name]
+    layers = {name: small.judge(insert_qdq(graph, best, [name]), name).error for name in tqdm(names, desc="sensitivity")}
+    operators = {
+        operator: small.judge(insert_qdq(graph, best, members), operator).error
+        for operator, members in by_operator(names).items()
+    }
+    quantised, steps = exclude_until_accurate(graph, best, layers, judge)
+    report = QuantizationReport(
+        calibration=calibration.origin,
+        calibration_texts=len(calibration.texts),
+        validation_texts=len(calibration.validation),
+        sweep=sweep,
+        chosen=min(sweep, key=lambda setting: setting.error).name,
+        sensitivity=layers,
+        operators=operators,
+        steps=steps,
+    )
+    return quantised, report
+
+
+def exclude_until_accurate(
+    graph: onnx.ModelProto, ranges: Ranges, sensitivity: dict[str, float], judge: Judge
+) -> tuple[onnx.ModelProto, list[Setting]]:
+    """Quantise everything; while the gate does not hold, leave the most sensitive product out. Raises `Failure`."""
+    kept = sorted(sensitivity, key=sensitivity.__getitem__)  # the least sensitive first
+    steps: list[Setting] = []
+    excluded = "all products"
+    while kept:
+        quantised = insert_qdq(graph, ranges, kept)
+        steps.append(judge.judge(quantised, excluded))
+        if steps[-1].passes:
+            return quantised, steps
+        excluded = f"without {kept.pop()}"
+    raise Failure(
+        "int8 loses too much accuracy on the validation part, even with one product quantised; "
+        "use --precision bf16 or fp32, or more --calibration-rows"
+    )
+
+
+def insert_qdq(graph: onnx.ModelProto, ranges: Ranges, names: Sequence[str]) -> onnx.ModelProto:
+    """A copy of `graph` with the MatMul nodes of these exact names in int8."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(graph)
+    limits = {tensor: (np.float32(low), np.float32(high)) for tensor, (low, high) in ranges.items()}
+    quantizer = QDQQuantizer(
+        copy,
+        per_channel=True,
+        reduce_range=True,
+        weight_qType=QuantType.QInt8,
+        activation_qType=QuantType.QUInt8,
+        tensors_range=TensorsData(CalibrationMethod.MinMax, limits),
+        nodes_to_quantize=list(names),
+        nodes_to_exclude=[],
+        op_types_to_quantize=["MatMul"],
+        extra_options={
+            "OpTypesToExcludeOutputQuantization": ["MatMul"],
+            "DefaultTensorType": TensorProto.FLOAT,  # fused operators have no shape inference; without it they are skipped
+        },
+    )
+    quantizer.quantize_model()
+    quantised: onnx.ModelProto = quantizer.model.model
+    check_quantised(quantised, names)
+    return quantised
+
+
+def check_quantised(graph: onnx.ModelProto, names: Sequence[str]) -> None:
+    """Raise `Failure` unless both factors of every named product are int8: the quantizer skips what it does not understand."""
+    dequantised = {node.output[0] for node in graph.graph.node if node.op_type == "DequantizeLinear"}
+    done = {node.name for node in graph.graph.node if set(node.input) <= dequantised and node.op_type == "MatMul"}
+    if missing := sorted(set(names) - done):
+        raise Failure(f"the quantizer left {len(missing)} products in fp32, the first is {missing[0]}; report this as a bug")
+
+
+def make_judge(graph: onnx.ModelProto, encoded: Encoded, pad_token_id: int) -> Judge:
+    """Answer the texts with the fp32 graph."""
+    batches = batches_of(encoded, pad_token_id)
+    classes = graph.graph.output[0].type.tensor_type.shape.dim[1].dim_value
+    return Judge(batches, run_graph(graph, batches, (len(encoded.ids), classes)), encoded.labels)
+
+
+def batches_of(encoded: Encoded, pad_token_id: int) -> list[tuple[list[int], Int32, Int32]]:
+    """(rows, input_ids, attention_mask), sorted by length."""
+    found = []
+    for rows in plan_batches(encoded.lengths, tokens_per_batch=PROBE_TOKENS_PER_BATCH, shuffle_seed=None):
+        batch = collate(encoded, rows, pad_token_id=pad_token_id)
+        ids = batch.input_ids.numpy().astype(np.int32)
+        mask = np.ones_like(ids) if batch.attention_mask is None else batch.attention_mask.numpy().astype(np.int32)
+        found.append((rows, ids, mask))
+    return found
+
+
+def run_graph(graph: onnx.ModelProto, batches: Sequence[tuple[list[int], Int32, Int32]], shape: Any) -> Float32:
+    """Logits [R, C] by ONNX Runtime."""
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    logits: npt.NDArray[np.float32] = np.empty(shape, np.float32)
+    for rows, ids, mask in batches:
+        logits[rows] = session.run([LOGITS], {INPUT_IDS: ids, ATTENTION_MASK: mask})[0]
+    return logits
+
+
+def by_operator(names: Sequence[str]) -> dict[str, list[str]]:
+    """Exact node names by what they do, `bert.encoder.layer.3.output.dense.matmul` under `output.dense`."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(operator_of(name)[1], []).append(name)
+    return found
+
+
+def operator_of(name: str) -> tuple[int, str]:
+    """(layer, operator) of a product's node name."""
+    layer, operator = name.removeprefix("bert.encoder.layer.").split(".", maxsplit=1)
+    return int(layer), operator.removesuffix(".matmul")

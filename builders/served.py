@@ -1,0 +1,61 @@
+"""The engine as it is served: `bert_engine/1/model.py` itself, loaded outside of Triton.
+
+What a build proves and a bench times is the file that Triton's stub will run, with its grouping of rows and its settings of
+the runtime, and not a second implementation of it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+from builders.parity import Engine, Float32, Int32
+from builders.repository import SOURCE, VERSION
+from contract.tensors import ENGINE
+
+BACKEND = "triton_python_backend_utils"
+
+
+@functools.cache
+def engine_module() -> ModuleType:
+    """The module. Outside of Triton its backend does not exist; an empty one stands in while the file is read."""
+    path = SOURCE / ENGINE / VERSION / "model.py"
+    spec = importlib.util.spec_from_file_location("served_bert_engine", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"cannot load {path}")
+    module = importlib.util.module_from_spec(spec)
+    real = sys.modules.get(BACKEND)
+    sys.modules[BACKEND] = ModuleType(BACKEND)
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        del sys.modules[BACKEND]
+        if real is not None:
+            sys.modules[BACKEND] = real
+    return module
+
+
+def open_served(folder: Path, *, threads: int = 0) -> Engine:
+    """The engine of a version folder, (input_ids [B, T], attention_mask [B, T]) -> logits [B, C]; 0 threads: every core."""
+    engine: Engine = engine_module().open_engine(folder, threads)[0]
+    return engine
+
+
+def row_runner(engine: Engine) -> Callable[[Sequence[Int32]], list[Float32]]:
+    """The served way from unpadded rows to their logits: sorted by length, grouped, padded within a group."""
+    run_rows = engine_module().run_rows
+    return lambda rows: run_rows(engine, list(rows))
+
+
+def padding_share(batches: Sequence[Sequence[Int32]]) -> float:
+    """Share of the tokens computed for these batches of unpadded rows that is padding."""
+    computed = tokens = 0
+    for rows in batches:
+        lengths = [len(row) for row in rows]
+        tokens += sum(lengths)
+        computed += sum(len(group) * lengths[group[-1]] for group in engine_module().group_rows(lengths))
+    return 1 - tokens / computed

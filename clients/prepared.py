@@ -1,0 +1,39 @@
+"""A request of Triton's gRPC protocol as ready bytes, and the release out of an answer's bytes.
+
+For load generators, which must not spend their time on building the same requests again; callers use `clients.connect`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tritonclient.grpc import service_pb2
+
+from clients.errors import ServerError
+from clients.payload import encode_texts
+from clients.wire import ALL_CLASSES
+from contract.tensors import CLASSIFIER, LOGITS, RELEASE, TEXT, TRUNCATED
+
+INFER_METHOD = "/inference.GRPCInferenceService/ModelInfer"
+
+
+def request_bytes(texts: Sequence[str], *, model: str = CLASSIFIER) -> bytes:
+    """The very request that `Classifier.classify` sends for at most `MAX_BATCH_SIZE` texts. Raises BadRequest as it does."""
+    encoded = [text for (text,) in encode_texts(texts)]
+    request = service_pb2.ModelInferRequest(model_name=model)
+    request.inputs.add(name=TEXT, datatype="BYTES", shape=[len(texts), 1])
+    request.raw_input_contents.append(b"".join(len(text).to_bytes(4, "little") + text for text in encoded))
+    request.outputs.add(name=LOGITS).parameters["classification"].int64_param = ALL_CLASSES
+    for name in (TRUNCATED, RELEASE):
+        request.outputs.add(name=name)
+    return bytes(request.SerializeToString())
+
+
+def release_in(answer: bytes, texts: int) -> str:
+    """The release that answered. Raises ServerError unless every output has one row for each of so many texts."""
+    response = service_pb2.ModelInferResponse.FromString(answer)
+    shapes = {output.name: list(output.shape) for output in response.outputs}
+    if set(shapes) != {LOGITS, TRUNCATED, RELEASE} or any(shape[:1] != [texts] for shape in shapes.values()):
+        raise ServerError(f"{texts} texts were sent, and the answer has the shapes {shapes}")
+    raw = response.raw_output_contents[list(shapes).index(RELEASE)]
+    return bytes(raw[4 : 4 + int.from_bytes(raw[:4], "little")]).decode()

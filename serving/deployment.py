@@ -1,0 +1,101 @@
+"""A deployed repository and, when one runs, its server: every change is made on the disk, told to the server, and proved.
+
+Success of a `load` is no proof (Triton answers 200 when it saw nothing to do): versions are asked whether they are ready, and
+ensembles have to answer a text under the release's name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from clients import ClassifierError, connect
+from contract.command import Failure
+from contract.tensors import CANDIDATE, CLASSIFIER, ENSEMBLES, STEPS
+from serving.control import ModelControl
+from serving.repository import Repository
+from serving.state import ServerState, read_state
+
+PROBE_TEXT = "Which release is this?"
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What a publisher works on."""
+
+    repository: Repository
+    state: ServerState | None
+    """None without a running server: then only the files change."""
+
+    @classmethod
+    def find(cls, repository: Repository, url: str | None = None) -> Deployment:
+        """The repository with its running server; `url` is the HTTP host:port to reach it at, when not as it wrote down."""
+        state = read_state(repository.path)
+        return cls(repository, dataclasses.replace(state, http_url=url) if state and url else state)
+
+    def load(self, *models: str) -> None:
+        """Have the server load models as the repository now describes them. Raises `Failure` with its reason."""
+        if self.state is not None:
+            with ModelControl(self.state) as control:
+                for model in models:
+                    control.load(model)
+
+    def is_loaded(self, version: int) -> bool:
+        """Whether both steps of `version` are; without a server, whether they will be."""
+        if self.state is None:
+            return version in self.repository.offered()
+        with ModelControl(self.state) as control:
+            return all(control.is_ready(step, version) for step in STEPS)
+
+    def offer(self, versions: Sequence[int], *, step: str | None = None) -> None:
+        """Have the steps, or one of them, hold exactly these versions in memory."""
+        if self.state is None:
+            self.repository.offer(versions)
+            return
+        self.repository.offer(versions)
+        with ModelControl(self.state) as control:
+            for name in [step] if step else STEPS:
+                control.load(name)
+                absent = [version for version in versions if not control.is_ready(name, version)]
+                if absent:
+                    raise Failure(f"{name} {absent[0]} is not ready after its load; see the server's log")
+
+    def point(self, ensemble: str, version: int) -> None:
+        """Flip an ensemble to `version` and have it answer as that release."""
+        self.repository.pin(version, ensemble)
+        self.load(ensemble)
+        self.check_answer(ensemble, self.repository.release(version))
+
+    def check_answer(self, ensemble: str, release: str) -> None:
+        """Raise `Failure` unless the ensemble answers as `release`."""
+        if self.state is None:
+            return
+        try:
+            with connect(self.state.http_url, "http", model=ensemble) as classifier:
+                answered = classifier.classify([PROBE_TEXT])[0].release
+        except ClassifierError as error:
+            raise Failure(f"{ensemble} does not answer as {release}: {error}") from error
+        if answered != release:
+            raise Failure(f"{ensemble} answers as {answered}, not as {release}")
+
+    def serve(self, version: int) -> None:
+        """Flip the traffic to `version`; a canary's share that has no candidate of its own goes along."""
+        candidate = self.repository.candidate()
+        self.point(CLASSIFIER, version)
+        if candidate is None or candidate == version:
+            self.point(CANDIDATE, version)
+
+    def undo(self, configs: dict[Path, bytes], version: int | None) -> None:
+        """Go back to `configs`, on the disk first and then in the server, and delete `version`, which never served."""
+        changed = configs != self.repository.configs()
+        try:
+            if changed:
+                self.repository.restore(configs)
+                if self.repository.pinned() is not None:
+                    self.load(*ENSEMBLES, *STEPS)
+                    self.check_answer(CLASSIFIER, self.repository.release(self.repository.pinned() or 0))
+        finally:
+            if version is not None:
+                self.repository.remove_version(version)

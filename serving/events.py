@@ -1,0 +1,34 @@
+"""What happened to a server while it was supervised: a JSON line each, in a file and on standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+MAX_BYTES = 4_000_000
+"""Beyond this the file is moved to NAME.1, so that a server that fails for days fills no disk."""
+
+
+def events_path(log: Path) -> Path:
+    """The event file that belongs to a server's log: model_repository.log -> model_repository.events.jsonl."""
+    return log.with_suffix(".events.jsonl")
+
+
+class EventLog:
+    """Appends events to a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def write(self, event: str, **facts: Any) -> None:
+        """Write one event with its facts, which must be JSON values."""
+        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **facts}
+        if self._path.exists() and self._path.stat().st_size > MAX_BYTES:
+            self._path.replace(self._path.with_name(self._path.name + ".1"))
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        told = " ".join(f"{name}={value}" for name, value in facts.items())
+        print(f"{line['time']} {event} {told}".rstrip(), file=sys.stderr, flush=True)

@@ -1,0 +1,147 @@
+"""What a release has to pass on the running server before it serves: right answers, agreement, speed.
+
+The candidate is reached through the second ensemble, pinned to it, while every other request goes to the release that serves.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from clients import Classifier, ClassifierError, Prediction, connect
+from contract.command import Failure, UsageError
+from contract.files import read_json_lines
+from contract.probes import Probes
+from contract.tensors import BUCKET_LENGTHS, CANDIDATE, CLASSIFIER, MAX_BATCH_SIZE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """The limits."""
+
+    agreement: float = 0.8
+    """Smallest share of texts on which the new release's label must be the serving one's."""
+    accept_disagreement: bool = False
+    """Publish whatever the agreement: a model that was meant to answer differently, or with other labels."""
+    max_slowdown: float = 3.0
+    """Largest median latency, one request in flight, relative to the serving release's."""
+    probe: Path | None = None
+    """File of more texts to compare on: one a line, or with the suffix .jsonl an object with "text" a line."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.agreement <= 1:
+            raise UsageError(f"--agreement is {self.agreement}; it must be in 0 to 1")
+        if not self.max_slowdown > 0:
+            raise UsageError(f"--max-slowdown is {self.max_slowdown}; it must be above 0")
+
+    def texts(self) -> list[str]:
+        """The texts of `probe`. Raises `UsageError` when it cannot be read or has none."""
+        if self.probe is None:
+            return []
+        return read_texts(self.probe)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The new release beside the serving one, on the same texts."""
+
+    texts: int
+    agreement: float
+    """Share of texts with the same label."""
+    old_ms: float
+    """Median latency of the serving release, milliseconds."""
+    new_ms: float
+
+    @property
+    def slowdown(self) -> float:
+        """New latency over old."""
+        return self.new_ms / self.old_ms
+
+
+def read_texts(path: Path) -> list[str]:
+    """Texts of a file: one a line, or the "text" of each object of a .jsonl file. Raises `UsageError` when there is none."""
+    if path.suffix == ".jsonl":
+        rows = list(read_json_lines(path))
+        if not all(isinstance(row, dict) and isinstance(row.get("text"), str) for row in rows):
+            raise UsageError(f'{path} must have an object with a "text" on every line')
+        texts = [row["text"] for row in rows]
+    else:
+        try:
+            texts = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"cannot read texts from {path}: {error}") from error
+    texts = [text for text in texts if text.strip()]
+    if not texts:
+        raise UsageError(f"{path} holds no text")
+    return texts
+
+
+def warm_up(url: str, max_length: int) -> int:
+    """Send the candidate one request of every bucket length and one full batch; how many requests that were."""
+    lengths = [length for length in BUCKET_LENGTHS if length <= max_length] or [max_length]
+    batches = [["a " * max(length - 2, 1)] for length in lengths]  # two tokens are [CLS] and [SEP]
+    batches.append(["a"] * MAX_BATCH_SIZE)
+    with connect(url, "http", model=CANDIDATE) as candidate:
+        for texts in tqdm(batches, desc="warming", unit="requests", leave=False, mininterval=0.5):
+            _ask(candidate, texts)
+    return len(batches)
+
+
+def check_answers(url: str, probes: Probes) -> None:
+    """Raise `Failure` unless the candidate gives its own checkpoint's answers on this very server."""
+    with connect(url, "http", model=CANDIDATE) as candidate:
+        try:
+            logits = candidate.logits(probes.texts)
+        except ClassifierError as error:
+            raise Failure(f"the new release does not answer: {error}") from error
+    wrong = probes.failures(logits.tolist())
+    if wrong:
+        raise Failure(f"the new release does not give its checkpoint's answers on this server: {'; '.join(wrong)}")
+
+
+def compare(url: str, texts: Sequence[str]) -> Comparison:
+    """Classify the texts with both releases, one request in flight, the order of the two changing from text to text."""
+    agreed = 0
+    seconds: dict[str, list[float]] = {CLASSIFIER: [], CANDIDATE: []}
+    with connect(url, "http", model=CLASSIFIER) as serving, connect(url, "http", model=CANDIDATE) as candidate:
+        pair = [(CLASSIFIER, serving), (CANDIDATE, candidate)]
+        for number, text in enumerate(tqdm(texts, desc="comparing", unit="texts", leave=False, mininterval=0.5)):
+            labels = set()
+            for name, classifier in pair if number % 2 else reversed(pair):
+                started = time.perf_counter()
+                (prediction,) = _ask(classifier, [text])
+                seconds[name].append(time.perf_counter() - started)
+                labels.add(prediction.label)
+            agreed += len(labels) == 1
+    return Comparison(
+        texts=len(texts),
+        agreement=agreed / len(texts),
+        old_ms=1000 * statistics.median(seconds[CLASSIFIER]),
+        new_ms=1000 * statistics.median(seconds[CANDIDATE]),
+    )
+
+
+def check_comparison(comparison: Comparison, gate: Gate) -> None:
+    """Raise `Failure` for a comparison outside the limits, saying which and what to do."""
+    if comparison.agreement < gate.agreement and not gate.accept_disagreement:
+        raise Failure(
+            f"the new release agrees with the serving one on {comparison.agreement:.1%} of {comparison.texts} texts, wanted "
+            f"{gate.agreement:.1%}; if it is meant to answer differently, publish it with --accept-disagreement"
+        )
+    if comparison.slowdown > gate.max_slowdown:
+        raise Failure(
+            f"the new release takes {comparison.new_ms:.1f} ms a text, the serving one {comparison.old_ms:.1f} ms: "
+            f"{comparison.slowdown:.2f} times as long, allowed {gate.max_slowdown:g} (--max-slowdown)"
+        )
+
+
+def _ask(classifier: Classifier, texts: Sequence[str]) -> list[Prediction]:
+    try:
+        return classifier.classify(texts)
+    except ClassifierError as error:
+        raise Failure(f"a probe was not answered: {type(error).__name__}: {error}") from error

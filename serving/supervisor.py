@@ -1,0 +1,266 @@
+"""Keep a tritonserver serving: replace stubs that died or hang, start the server again when it ends, drain it when told to.
+
+One thread looks four times a second; what could make it wait is asked through `serving.probe`. The rule of what counts as
+dead is `serving.watchdog`. Replacing a stub means to touch its version's model.py and to have the server load the step: the
+version's new process takes over while everything else serves on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from clients import ClassifierError, connect
+from contract.command import Failure
+from contract.tensors import CLASSIFIER, STEPS
+from serving.control import ModelControl
+from serving.events import EventLog
+from serving.probe import PROBE_TEXT, Outcome, Prober, health, inference
+from serving.process import SHARED_MEMORY, ServerProcess
+from serving.repository import Repository
+from serving.state import ServerState
+from serving.stubs import ZOMBIE, find_children, read_status
+from serving.watchdog import SERVER, Name, Sight, Verdict, Watchdog
+
+LOOK_S = 0.2
+SUSPICIOUS_S = 1.0
+"""When the classifier owes an answer for so long, its steps are asked directly, to know which of them it is."""
+STABLE_S = 60.0
+"""A server that served so long is forgiven its former ends."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 30.0
+MAX_DEAD = 8
+"""Ended stubs that a server may hold on to: of one that died owing answers it never gives up instance, threads and a
+descriptor, so that it is replaced as a whole when there are so many."""
+SETTLED_S = 5.0
+POLL_S = 0.1
+
+
+def pause_s(ends: int) -> float:
+    """How long to wait before the start after `ends` ends in a row: doubling, and bounded."""
+    return float(min(FIRST_PAUSE_S * 2 ** (ends - 1), LONGEST_PAUSE_S))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How patient the supervisor is."""
+
+    start_timeout_s: float
+    """How long loading may take."""
+    patience_s: float
+    """How long a step may owe an answer although it computes."""
+    restarts: int
+    """Ends in a row, none after `STABLE_S` of service, after which it gives up."""
+
+
+class Supervisor:
+    """Serves `repository` until it is interrupted, or the server cannot be kept alive."""
+
+    def __init__(
+        self, repository: Repository, state: ServerState, start: Callable[[bool], ServerProcess], limits: Limits, log: EventLog
+    ) -> None:
+        """`start` starts a server; told True, with the candidate of a canary when there is one."""
+        self._repository, self._state, self._start, self._limits, self._log = repository, state, start, limits, log
+        self._ends = 0
+
+    def run(self, announce: Callable[[str], None]) -> None:
+        """Serve; `announce` is called with the release when the first server answers.
+
+        Raises:
+            Failure: the first server did not come up, or too many in a row ended.
+            KeyboardInterrupt: it was interrupted; the server has been drained then.
+        """
+        while True:
+            started = time.monotonic()
+            reason = self._serve(announce)
+            self._ends = 1 if time.monotonic() - started > STABLE_S else self._ends + 1
+            if self._ends > self._limits.restarts:
+                raise Failure(f"gave up after {self._limits.restarts} restarts in a row, the last because: {reason}")
+            pause = pause_s(self._ends)
+            self._log.write("server-restart", after_s=pause, ends_in_a_row=self._ends)
+            time.sleep(pause)
+
+    def _serve(self, announce: Callable[[str], None]) -> str:
+        """Start one server and watch it; the reason why it is no more."""
+        started = time.monotonic()
+        server = self._start(self._ends % 2 == 0)  # a candidate that cannot be loaded must not keep the release down
+        self._log.write("server-started", pid=server.pid)
+        drain = True
+        try:
+            release = wait_for_answer(server, self._state.http_url, self._limits.start_timeout_s)
+            self._log.write("server-answers", release=release, after_s=round(time.monotonic() - started, 2))
+            if self._ends == 0:
+                self._state.write(self._repository.path)
+                announce(release)
+            with Watch(self._repository, self._state, server, self._limits.patience_s, self._log) as watch:
+                reason = watch.run()
+                drain = watch.may_drain
+        except Failure as failure:
+            if self._ends == 0:
+                raise
+            reason = str(failure)
+        except KeyboardInterrupt:
+            self._log.write("draining")
+            raise
+        finally:
+            if drain:
+                server.stop()
+            else:
+                server.kill()
+        self._log.write("server-ended", code=server.code, reason=reason)
+        return reason
+
+
+def wait_for_answer(server: ServerProcess, url: str, timeout_s: float) -> str:
+    """Wait until the classifier answers a text, not only until it says that it is ready; the release that answered.
+
+    Raises:
+        Failure: the server ended, or did not answer in time; with the cause out of its log.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        server.check_alive()
+        try:
+            with connect(url, "http", timeout_s=timeout_s) as classifier:
+                classifier.check_ready()
+                return classifier.classify([PROBE_TEXT])[0].release
+        except ClassifierError as error:
+            if time.monotonic() > deadline:
+                raise Failure(f"no answer within {timeout_s:g} s ({error}); the log says:\n{server.cause()}") from error
+        time.sleep(POLL_S)
+
+
+class Watch:
+    """Watches one server process: asks, looks, judges, replaces."""
+
+    def __init__(
+        self, repository: Repository, state: ServerState, server: ServerProcess, patience_s: float, log: EventLog
+    ) -> None:
+        self._repository, self._state, self._server, self._log = repository, state, server, log
+        self._pool = ThreadPoolExecutor(max_workers=8, thread_name_prefix="probe")
+        self._wait_s = 2 * patience_s
+        self._classifier = inference(self._pool, state.http_url, CLASSIFIER, None, self._wait_s)
+        self._direct: dict[Name, Prober] = {}
+        self._watchdog = Watchdog(patience_s)
+        self._replacing: dict[Name, tuple[Future[None], Verdict, float]] = {}
+        self._failed_loads = 0
+        self._now = self._settled = 0.0
+        self._well = True
+        self.may_drain = True
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def run(self) -> str:
+        """Watch until the server has to be replaced; the reason."""
+        before = time.monotonic()
+        while not self._server.wait(LOOK_S):
+            # Watched time: when nobody looked, as while the machine slept, no answer grew late and no process was idle.
+            now = time.monotonic()
+            self._now += min(now - before, 2 * LOOK_S)
+            before = now
+            if reason := self._look():
+                return reason
+        code = self._server.code or 0
+        return f"signal {-code} ended it" if code < 0 else f"it ended with code {code}: {self._server.cause().strip()}"
+
+    def _look(self) -> str:
+        """Look once; the reason to replace the server, or nothing."""
+        self._finish_replacements()
+        unwell = self._ask()
+        children = find_children(self._server.pid)
+        status = read_status(self._server.pid)
+        offered = frozenset((step, version) for version in self._repository.offered() for step in STEPS)
+        owed = {name: prober.owed_s(self._now) for name, prober in self._direct.items()}
+        sight = Sight(
+            server_state=status[0] if status else ZOMBIE, stubs=children.stubs, offered=offered, owed_s=owed, unwell=unwell
+        )
+        for verdict in self._watchdog.look(self._now, sight):
+            if verdict.server:
+                self.may_drain = False
+                return f"the server is {verdict.reason}"
+            self._replace(verdict)
+        if self._failed_loads >= 3:
+            return "a step could not be loaded again"
+        if children.dead >= MAX_DEAD and not self._replacing and self._now - self._settled > SETTLED_S:
+            return f"it holds on to {children.dead} ended stubs"
+        return ""
+
+    def _ask(self) -> frozenset[Name]:
+        """Take the answers that came, ask again; the pinned versions that an answer called not healthy."""
+        answers = [self._classifier.take()]
+        self._note_service(answers[0])
+        self._classifier.ask(self._now)
+        if self._classifier.owed_s(self._now) >= SUSPICIOUS_S:
+            for name in self._suspects():
+                self._direct[name].ask(self._now)
+        answers += [prober.take() for prober in self._direct.values()]
+        messages = [answer.message for answer in answers if answer and "not healthy" in answer.message]
+        version = self._repository.pinned()
+        return frozenset((step, version) for step in STEPS if version and any(step in message for message in messages))
+
+    def _suspects(self) -> list[Name]:
+        """The pinned version of each step, and the server itself, each with a prober."""
+        version = self._repository.pinned()
+        names = [*((step, version) for step in STEPS if version), SERVER]
+        for name in names:
+            if name not in self._direct:
+                url = self._state.http_url
+                self._direct[name] = (
+                    health(self._pool, url, self._wait_s)
+                    if name == SERVER
+                    else inference(self._pool, url, name[0], name[1], self._wait_s)
+                )
+        return names
+
+    def _note_service(self, answer: Outcome | None) -> None:
+        """Log when the classifier stops answering, and when it answers again. A refusal for being overloaded is an answer."""
+        if answer is None:
+            return
+        well = answer.status == 200 or "overloaded" in answer.message
+        if well != self._well:
+            self._log.write("service-back" if well else "service-fails", **({} if well else {"error": answer.message}))
+        self._well = well
+
+    def _replace(self, verdict: Verdict) -> None:
+        """Have the server start a new process for a version, unless that is under way."""
+        name = (verdict.model, verdict.version)
+        if name in self._replacing:
+            return
+        facts = {"model": verdict.model, "version": verdict.version, "pids": [stub.pid for stub in verdict.stubs]}
+        self._log.write(f"stub-{verdict.reason}", **facts)
+        for stub in verdict.stubs:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(stub.pid, signal.SIGKILL)
+        model_file = self._repository.path / verdict.model / str(verdict.version) / "model.py"
+        stamp = max(time.time_ns(), model_file.stat().st_mtime_ns + 1_000_000)  # the file system's clock ticks in ms
+        os.utime(model_file, ns=(stamp, stamp))
+        self._replacing[name] = (self._pool.submit(self._load, verdict.model), verdict, time.monotonic())
+
+    def _load(self, model: str) -> None:
+        with ModelControl(self._state) as control:
+            control.load(model)
+
+    def _finish_replacements(self) -> None:
+        for name, (loading, verdict, started) in list(self._replacing.items()):
+            if not loading.done():
+                continue
+            del self._replacing[name]
+            self._direct.pop(name, None)
+            self._settled = self._now
+            for stub in verdict.stubs:
+                (SHARED_MEMORY / stub.region).unlink(missing_ok=True)  # nobody else does
+            facts = {"model": verdict.model, "version": verdict.version, "after_s": round(time.monotonic() - started, 2)}
+            if error := loading.exception():
+                self._failed_loads += 1
+                self._log.write("stub-not-replaced", **facts, error=str(error))
+            else:
+                self._failed_loads = 0
+                self._log.write("stub-replaced", **facts)

@@ -1,0 +1,121 @@
+"""When a python stub, or the server, counts as dead or hung: the rule alone, without a clock, a process or a socket of its own.
+
+An overloaded server answers late too, so lateness alone proves nothing. What proves it:
+
+* dead      the kernel has no living process for a version that had one and is still offered
+* stopped   the kernel says that the process is stopped
+* hung      asked directly, the stub owes an answer and has used no CPU for `QUIET_S`; an overloaded one computes, and
+            one that waits for its turn is not owed to us: every request before ours is being computed
+* endless   asked directly, the stub owes an answer for `patience_s`, computing or not
+* unwell    the server says for `UNWELL_S` on end that the stub is not healthy, though its process lives
+
+The server itself is judged by the same marks: stopped, or its health endpoint silent for `patience_s`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from serving.stubs import STOPPED, Stub
+
+CONFIRM_S = 0.2
+"""The kernel's word must hold this long: a version that is being replaced has for an instant no process."""
+QUIET_S = 3.0
+QUIET_CPU_S = 0.02
+UNWELL_S = 2.5
+
+SERVER = ("tritonserver", 0)
+
+Name = tuple[str, int]
+"""(model, version)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sight:
+    """What one look found."""
+
+    server_state: str
+    """The kernel's letter for the server's process."""
+    stubs: tuple[Stub, ...]
+    offered: frozenset[Name]
+    """What the repository tells the server to have loaded."""
+    owed_s: dict[Name, float] = field(default_factory=dict)
+    """How long a step, asked directly, or the server's health endpoint, has owed an answer."""
+    unwell: frozenset[Name] = frozenset()
+    """What the last answers called not healthy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What has to be replaced, and why."""
+
+    reason: str
+    model: str
+    version: int
+    stubs: tuple[Stub, ...] = ()
+    """Its processes as last seen."""
+
+    @property
+    def server(self) -> bool:
+        """Whether it is the server itself."""
+        return (self.model, self.version) == SERVER
+
+
+class Watchdog:
+    """Remembers the looks at one server process and judges."""
+
+    def __init__(self, patience_s: float) -> None:
+        self._patience_s = patience_s
+        self._known: dict[Name, tuple[Stub, ...]] = {}
+        self._since: dict[tuple[str, Name], float] = {}
+        self._cpu: dict[int, deque[tuple[float, float]]] = {}
+
+    def look(self, now: float, sight: Sight) -> list[Verdict]:
+        """The verdicts at time `now` (any clock that rises, in seconds). Looks should be at most 0.3 s apart."""
+        living: dict[Name, tuple[Stub, ...]] = {}
+        for stub in sight.stubs:
+            name = (stub.model, stub.version)
+            living[name] = (*living.get(name, ()), stub)
+        self._known = {name: stubs for name, stubs in self._known.items() if name in sight.offered} | living
+        self._note_cpu(now, sight.stubs)
+        reasons = {name: self._judge(now, name, living.get(name, ()), sight) for name in (*self._known, SERVER)}
+        return [
+            Verdict(reason=reason, model=name[0], version=name[1], stubs=self._known.get(name, ()))
+            for name, reason in reasons.items()
+            if reason
+        ]
+
+    def _judge(self, now: float, name: Name, stubs: tuple[Stub, ...], sight: Sight) -> str:
+        """Why `name` has to be replaced; empty when it has not."""
+        states = [sight.server_state] if name == SERVER else [stub.state for stub in stubs]
+        owed_s = sight.owed_s.get(name, 0.0)
+        quiet = name != SERVER and owed_s >= QUIET_S and any(self._is_quiet(now, stub.pid) for stub in stubs)
+        held = {
+            "dead": self._held(now, "dead", name, name != SERVER and not stubs) >= CONFIRM_S,
+            "stopped": self._held(now, "stopped", name, STOPPED in states) >= CONFIRM_S,
+            "hung": quiet,
+            "endless": owed_s >= self._patience_s,
+            "unwell": self._held(now, "unwell", name, name in sight.unwell) >= UNWELL_S,
+        }
+        return next((reason for reason, true in held.items() if true), "")
+
+    def _held(self, now: float, mark: str, name: Name, present: bool) -> float:
+        """For how long the mark has been present at every look; -1 when it is not."""
+        if not present:
+            self._since.pop((mark, name), None)
+            return -1.0
+        return now - self._since.setdefault((mark, name), now)
+
+    def _note_cpu(self, now: float, stubs: tuple[Stub, ...]) -> None:
+        self._cpu = {stub.pid: self._cpu.get(stub.pid, deque()) for stub in stubs}
+        for stub in stubs:
+            used = self._cpu[stub.pid]
+            used.append((now, stub.cpu_s))
+            while len(used) > 1 and used[1][0] <= now - QUIET_S:
+                used.popleft()
+
+    def _is_quiet(self, now: float, pid: int) -> bool:
+        """Whether a process was watched for `QUIET_S` and used no CPU in that time."""
+        used = self._cpu[pid]
+        return used[0][0] <= now - QUIET_S and used[-1][1] - used[0][1] < QUIET_CPU_S

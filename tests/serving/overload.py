@@ -1,0 +1,153 @@
+"""What a server answers when it is offered more than it can do: goodput, refusals, and how soon it is itself again.
+
+    python -m tests.serving.overload --output docs/measurements/overload.json
+
+Open loop: requests are sent at fixed times whatever the answers do. Capacity is the goodput of a closed loop just before.
+Goodput counts answers within the objective, from the time that the request was due. Needs ten minutes less than a coffee.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import tyro
+from tqdm import tqdm
+
+from contract.command import UsageError, run_command
+from contract.files import write_json
+from serving.state import read_state
+from tests.served import deployed, serving
+from tests.serving.embedded import embedded_release, texts_of_tokens
+from tests.serving.load import OK, Generator, Sent, request_bytes
+
+CLOSED_CLIENTS = 32
+REST_FACTOR = 0.5
+REFUSALS = {"UNAVAILABLE", "RESOURCE_EXHAUSTED"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overload:
+    """Measure a server under more load than it can carry."""
+
+    output: Path | None = None
+    """JSON file to write."""
+    repository: Path | None = None
+    """Deployed repository of a running server; the embedded model, served for this measurement, when left out."""
+    factors: tuple[float, ...] = (0.5, 0.8, 1.0, 2.0, 5.0, 10.0)
+    """Offered load in multiples of the capacity."""
+    seconds: float = 10.0
+    """Length of each phase."""
+    texts: int = 8
+    """Texts of a request, 1 to 64."""
+    tokens: int = 32
+    """Tokens of a text, about."""
+    objective_ms: float = 1500.0
+    """An answer later than this is no good answer."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.texts <= 64:
+            raise UsageError(f"--texts is {self.texts}; it must be in 1 to 64")
+        if not self.seconds >= 1:
+            raise UsageError(f"--seconds is {self.seconds}; it must be at least 1")
+
+
+def summarise(sent: Sequence[Sent], seconds: float, objective_s: float) -> dict[str, Any]:
+    """Goodput, refusals by code and the times of both, of one phase."""
+    good = [one.latency_s for one in sent if one.code == OK and one.latency_s <= objective_s]
+    refused = [one.latency_s for one in sent if one.code in REFUSALS and "overloaded" in one.message]
+    late = sum(one.code == OK for one in sent) - len(good)
+    others = Counter(f"{one.code}: {one.message[:120]}" for one in sent if one.code != OK) if sent else Counter()
+    for one in sent:
+        if one.code in REFUSALS and "overloaded" in one.message:
+            others[f"{one.code}: {one.message[:120]}"] -= 1
+    return {
+        "offered_per_s": len(sent) / seconds,
+        "goodput_per_s": len(good) / seconds,
+        "late": late,
+        "refused": len(refused),
+        "refusal_codes": dict(Counter(one.code for one in sent if one.code in REFUSALS and "overloaded" in one.message)),
+        "errors": {name: count for name, count in others.items() if count > 0},
+        "answer_ms": _percentiles(good),
+        "refusal_ms": _percentiles(refused),
+    }
+
+
+def _percentiles(values: Sequence[float]) -> dict[str, float]:
+    if len(values) < 2:
+        return {}
+    cuts = statistics.quantiles(values, n=100)
+    return {name: round(1000 * cuts[place], 1) for name, place in (("p50", 49), ("p95", 94), ("p99", 98))}
+
+
+def recovery_s(rest: Sequence[Sent], objective_s: float) -> float:
+    """After an overload: when the last request was due that was not answered well."""
+    return max((one.at_s for one in rest if one.code != OK or one.latency_s > objective_s), default=0.0)
+
+
+async def measure(options: Overload, url: str) -> dict[str, Any]:
+    """All phases against the server at `url`."""
+    objective_s = options.objective_ms / 1000
+    generator = Generator(url, request_bytes(texts_of_tokens(options.texts, options.tokens)), timeout_s=30)
+    try:
+        await generator.closed_loop(CLOSED_CLIENTS, 2.0)
+        closed = await generator.closed_loop(CLOSED_CLIENTS, options.seconds)
+        capacity = sum(one.code == OK for one in closed) / options.seconds
+        phases = []
+        for factor in tqdm(options.factors, desc="phases", mininterval=0.5):
+            cpu = time.process_time()
+            sent = await generator.open_loop(factor * capacity, options.seconds)
+            phase = {"factor": factor, "generator_cores": round((time.process_time() - cpu) / options.seconds, 2)}
+            rest = await generator.open_loop(REST_FACTOR * capacity, min(5.0, options.seconds))
+            phase |= summarise(sent, options.seconds, objective_s) | {"recovery_s": round(recovery_s(rest, objective_s), 2)}
+            phases.append(phase)
+    finally:
+        await generator.close()
+    return {"capacity_per_s": capacity, "phases": phases}
+
+
+def overload(options: Overload) -> None:
+    """Run the command; see the module docstring."""
+    with ExitStack() as stack:
+        if options.repository is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            state = stack.enter_context(serving(deployed(folder, embedded_release(folder / "release"))))
+        else:
+            running = read_state(options.repository)
+            if running is None:
+                raise UsageError(f"no server serves {options.repository}; python -m serving starts one")
+            state = running
+        measured = asyncio.run(measure(options, state.grpc_url))
+    peak = max(phase["goodput_per_s"] for phase in measured["phases"])
+    print(f"capacity {measured['capacity_per_s']:.1f} requests/s of {options.texts} texts of about {options.tokens} tokens")
+    for phase in measured["phases"]:
+        phase["of_peak"] = round(phase["goodput_per_s"] / peak, 3)
+        print(
+            f"{phase['factor']:>5}x  goodput {phase['goodput_per_s']:7.1f}/s ({phase['of_peak']:.0%} of peak)  "
+            f"late {phase['late']}  refused {phase['refused']} {phase['refusal_codes']} in {phase['refusal_ms']} ms  "
+            f"answers {phase['answer_ms']} ms  recovery {phase['recovery_s']} s  "
+            f"generator {phase['generator_cores']} cores  errors {phase['errors']}"
+        )
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        facts = {"date": datetime.now(UTC).date().isoformat(), "cores": len(os.sched_getaffinity(0))}
+        facts |= {"texts": options.texts, "tokens": options.tokens, "objective_ms": options.objective_ms}
+        write_json(options.output, facts | measured)
+        print(f"wrote {options.output}")
+
+
+if __name__ == "__main__":
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    run_command(lambda: overload(tyro.cli(Overload, prog="python -m tests.serving.overload", description=__doc__)))
