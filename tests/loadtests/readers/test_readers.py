@@ -72,7 +72,7 @@ def test_a_goal_that_was_not_measured_says_so(tmp_path: Path) -> None:
 
 def test_the_peers_section_names_what_could_not_be_measured(tmp_path: Path) -> None:
     section = peers.section(written(tmp_path, "peers.json"))
-    assert section.words[1] == "Not measured: broken: the server ended with code 139:"
+    assert section.words[1] == "Not measured: broken: the server ended with code 139: ... Segmentation fault"
     assert len(section.charts) == 6
 
 
