@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ class Goal:
     """(figure, against whom); None where the round lacks what it needs."""
 
 
-def evaluate(rounds: list[Round], best: Mapping[str, bool]) -> list[dict[str, Any]]:
+def evaluate(rounds: Sequence[Round], best: Mapping[str, bool]) -> list[dict[str, Any]]:
     """Every goal with its median, its spread, and whether it is met; None where nothing was measured.
 
     Args:

@@ -87,6 +87,9 @@ def measure(name: str, target: Open, plan: Plan, load: Load, operator: Operator 
     )
     stages: dict[str, Any] | None = None
     try:
+        if not any(not sample.error and 0 <= sample.done_s < plan.seconds for sample in recording.samples):
+            reasons = "; ".join(f"{kind}: {message}" for kind, message in recording.messages.items())
+            raise Failure(f"no answer came within the {plan.seconds:g} s: {reasons or 'they came later'}")
         if operator is not None:
             cores = describe_machine()["cores"]
             stages = join_stages(recording, *recording.probes, cores=cores, batch_delay_ms=batch_delay_ms(operator)).to_json()
@@ -103,7 +106,7 @@ async def _run(target: Open, requests: Requests, scenario: Scenario, probe: Prob
 
 def _kept(result: Result) -> dict[str, Any]:
     quantiles = {f"p{point}_ms": result.quantiles_ms[str(point)] for point in (50, 95, 99)}
-    beside = {key: value for key, value in asdict(result).items() if key in KEPT and value != {}}
+    beside = {key: value for key, value in asdict(result).items() if key in KEPT and (key != "stages" or value)}
     return {"requests_per_s": result.requests_per_s.value} | quantiles | beside
 
 

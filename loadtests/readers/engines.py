@@ -1,52 +1,92 @@
-"""engines.json, of `make bench`: milliseconds by shape and engine, beside transformers in the same run."""
+"""engines.json, of `make bench`: our engines beside what people usually run, speed by batch and quality against speed."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from loadtests.charts import Bar, Bars, bars
+from contract.command import UsageError
+from loadtests.charts import Bar, Bars, Plot, Series, bars, plot
 from loadtests.page import Section
 from loadtests.readers.fields import Fields, read_fields
 from loadtests.readers.markdown import markdown_table
+from loadtests.readers.training import spread_bar
 
-CEILING = "ceiling"
+OURS = "ours: "
+HEADER = ("samples/s (least to greatest)", "tokens/s", "p50 / p95 / p99 ms", "over transformers", "accuracy", "other labels")
 
 
-def _shapes(found: Fields) -> list[tuple[str, Fields]]:
-    return [(shape, entries) for shape, entries in found.fields("ms").every() if shape != CEILING]
+def read_engines(path: Path) -> Fields:
+    """The file. Raises UsageError for one of the time when engines were measured on shapes, not on texts."""
+    found = read_fields(path)
+    if "engines" not in found:
+        raise UsageError(f"{path} has no measurements by batch: an older version wrote it; make bench measures again")
+    return found
 
 
 def tables(path: Path) -> dict[str, str]:
-    """Markdown: median, least to greatest, and the speed-up over transformers."""
+    """Markdown by batch size: "1", "32"."""
+    found = read_engines(path)
+    return {size: _table(size, engines, found.fields("accuracy")) for size, engines in found.fields("engines").every()}
+
+
+def _table(size: str, engines: Fields, accuracy: Fields) -> str:
     rows = []
-    shapes = _shapes(read_fields(path))
-    engines = list(dict.fromkeys(engine for _, entries in shapes for engine in entries))
-    for shape, entries in shapes:
-        rows.append([shape, *(_cell(entries.fields(engine)) if engine in entries else "-" for engine in engines)])
-    return {"all": markdown_table(["batch x tokens", *engines], rows)}
-
-
-def _cell(entry: Fields) -> str:
-    median, low, high = (entry.number(name) for name in ("median", "min", "max"))
-    speedup = f", {entry.number('speedup'):.2f}x" if "speedup" in entry else ""
-    return f"{median:.1f} ms ({low:.1f} to {high:.1f}){speedup}"
+    for name, engine in engines.every():
+        speed, waits, quality = engine.fields("samples_per_s"), engine.fields("batch_ms"), accuracy.fields(name)
+        rows.append(
+            [
+                name,
+                f"{speed.number('median'):.1f} ({speed.number('min'):.1f} to {speed.number('max'):.1f})",
+                f"{engine.fields('tokens_per_s').number('median'):,.0f}",
+                " / ".join(f"{waits.number(level):.1f}" for level in ("p50", "p95", "p99")),
+                f"{engine.number('speedup'):.2f}x",
+                f"{quality.number('accuracy'):.2%}",
+                f"{quality.number('flips'):.2%}",
+            ]
+        )
+    return markdown_table([f"batch {size}", *HEADER], rows)
 
 
 def section(path: Path) -> Section:
-    """Our engines beside torch and transformers."""
-    found = read_fields(path)
-    charts = []
-    for shape, entries in _shapes(found):
-        rows = [
-            Bar(engine, [("", entry.number("median"))], (entry.number("min"), entry.number("max")))
-            for engine, entry in entries.every()
-        ]
-        charts.append(bars(Bars(f"{shape} tokens", "ms a call, median and range", rows)))
-    versions = found.fields("versions")
+    """Speed by batch, quality against speed, and shares of the ceilings."""
+    found = read_engines(path)
+    tokens, machine = found.fields("tokens"), found.fields("machine")
     words = [
-        f"The same weights and inputs, one engine after the other in each of {found.number('rounds'):.0f} rounds, "
-        f"{found.number('threads'):.0f} threads, {found.text('date')}; "
-        + ", ".join(f"{name} {versions.text(name)}" for name in versions)
-        + "."
+        f"{found.number('texts'):.0f} held-out texts of {found.text('data')}, {tokens.number('mean'):.0f} tokens on average, "
+        f"every engine in turn in each of {found.number('rounds'):.0f} rounds; {machine.text('cpu')}, "
+        f"{machine.number('threads'):.0f} threads, {found.text('date')}."
     ]
-    return Section("Engines", words, charts, [("Engines, ms a call and speed-up over transformers", tables(path)["all"])])
+    sizes = found.fields("engines").every()
+    charts = [
+        bars(Bars(f"Speed, batches of {size}", "texts/s, median and range", _speeds(engines), names=("ours", "others")))
+        for size, engines in sizes
+    ]
+    charts += [_quality(size, engines, found.fields("accuracy")) for size, engines in sizes]
+    if "bert_base" in found:
+        shares = [
+            Bar(name, [("", 100 * engine.number("of_ceiling"))])
+            for name, engine in found.fields("bert_base").fields("engines").every()
+        ]
+        charts.append(bars(Bars("BERT-base's shape", "% of the machine's matrix products, same precision and run", shares)))
+    return Section("Engines", words, charts, [(f"Engines, batches of {size}", part) for size, part in tables(path).items()])
+
+
+def _speeds(engines: Fields) -> list[Bar]:
+    rows = []
+    for name, engine in engines.every():
+        plain = spread_bar(name, engine.fields("samples_per_s"))
+        rows.append(Bar(name, [("ours" if name.startswith(OURS) else "others", plain.parts[0][1])], plain.spread))
+    return rows
+
+
+def _quality(size: str, engines: Fields, accuracy: Fields) -> str:
+    series = [
+        Series(
+            name,
+            [(engine.fields("samples_per_s").number("median"), 100 * accuracy.fields(name).number("accuracy"))],
+            joined=False,
+        )
+        for name, engine in engines.every()
+    ]
+    title = f"Quality against speed, batches of {size}"
+    return plot(Plot(title, "texts/s", "accuracy, %", series, from_zero=False))

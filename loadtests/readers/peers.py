@@ -158,7 +158,7 @@ def section(path: Path) -> Section:
 
 def _failed(content: Fields) -> list[tuple[str, str]]:
     failed = content.fields("failed")
-    return [(name, failed.text(name).splitlines()[0]) for name in failed]
+    return [(name, " ... ".join(dict.fromkeys(failed.text(name).splitlines()[place] for place in (0, -1)))) for name in failed]
 
 
 def _curves(found: Comparison) -> str:

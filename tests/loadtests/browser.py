@@ -17,8 +17,10 @@ import aiohttp
 
 CHROMIUM = shutil.which("chromium")
 START_TIMEOUT_S = 60
-SWITCHES = ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking")
-SWITCHES += ("disable-component-update", "disable-sync", "remote-debugging-port=0")
+SWITCHES = (
+    *("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"),
+    *("disable-component-update", "disable-sync", "remote-debugging-port=0"),
+)
 
 
 @dataclass

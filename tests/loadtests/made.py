@@ -131,6 +131,32 @@ def load_file(name: str, *, rate: float = 40.0) -> dict[str, Any]:
     }
 
 
+def engines_file() -> dict[str, Any]:
+    """engines.json: one engine of ours and one other, batches of 1 and 32."""
+
+    def engine(speed: float) -> dict[str, Any]:
+        spread = {"median": speed, "min": 0.9 * speed, "max": 1.1 * speed}
+        tokens = {name: 90 * value for name, value in spread.items()}
+        return {"samples_per_s": spread, "tokens_per_s": tokens, "batch_ms": {"p50": 10.0, "p95": 11.0, "p99": 12.0}} | {
+            "speedup": speed / 20
+        }
+
+    engines = {"ours: onnxruntime int8": engine(100.0), "transformers fp32": engine(20.0)}
+    accuracies = zip(engines, ((0.785, 0.004), (0.786, 0.0)), strict=True)
+    share = {"ours: onnxruntime int8": {"ms": {}, "gflops": 1000.0, "of_ceiling": 0.7}}
+    return {
+        "date": "2026-01-02",
+        "data": "stackoverflow",
+        "texts": 96,
+        "tokens": {"mean": 90.0, "least": 10, "greatest": 256},
+        "rounds": 5,
+        "machine": {"cpu": "Made Up 9000", "threads": 2},
+        "engines": {"1": engines, "32": engines},
+        "accuracy": {name: {"accuracy": accuracy, "flips": flips} for name, (accuracy, flips) in accuracies},
+        "bert_base": {"batch": 8, "tokens": 128, "gigaoperations": 180.0, "engines": share},
+    }
+
+
 def swap_file() -> dict[str, Any]:
     """chaos-swap.json."""
     return {
@@ -204,6 +230,7 @@ def search_file() -> dict[str, Any]:
 def make_measurements(folder: Path) -> Path:
     """A folder with a file of each kind that has no real one yet."""
     write_json(folder / "peers.json", peers_file())
+    write_json(folder / "engines.json", engines_file())
     write_json(folder / "load-steady.json", load_file("steady"))
     write_json(folder / "load-saturation.json", load_file("saturation", rate=90.0) | {"refusals": ["not steady"]})
     write_json(folder / "search-fifty.json", search_file())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -23,7 +24,7 @@ def svg_of(figure: str) -> ET.Element:
     return found
 
 
-def line(*points: tuple[float, float], name: str = "one", **options: bool) -> Series:
+def line(*points: tuple[float, float], name: str = "one", **options: Any) -> Series:
     return Series(name, points, **options)
 
 

@@ -27,10 +27,9 @@ BOXES = """[...document.querySelectorAll('.chart > svg')].map(svg => {
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report of made-up files of every kind, and of the repository's own where no other command is needed."""
+    """A report of made-up files of every kind, and of the repository's own demo."""
     folder = made.make_measurements(tmp_path_factory.mktemp("measurements"))
-    for name in ("engines.json", "demo-docstrings.json"):
-        shutil.copy(ROOT / "docs" / "measurements" / name, folder)
+    shutil.copy(ROOT / "docs" / "measurements" / "demo-docstrings.json", folder)
     output = tmp_path_factory.mktemp("report") / "deep" / "report.html"
     report(Report(measurements=folder, output=output))
     return output

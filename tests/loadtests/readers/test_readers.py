@@ -20,6 +20,7 @@ from tests.loadtests import made
 ROOT = Path(__file__).resolve().parents[3]
 MADE: dict[str, Callable[[], dict[str, Any]]] = {
     "peers.json": made.peers_file,
+    "engines.json": made.engines_file,
     "load-steady.json": lambda: made.load_file("steady"),
     "search-fifty.json": made.search_file,
     "chaos-swap.json": made.swap_file,
@@ -71,7 +72,7 @@ def test_a_goal_that_was_not_measured_says_so(tmp_path: Path) -> None:
 
 def test_the_peers_section_names_what_could_not_be_measured(tmp_path: Path) -> None:
     section = peers.section(written(tmp_path, "peers.json"))
-    assert section.words[1] == "Not measured: broken: the server ended with code 139:"
+    assert section.words[1] == "Not measured: broken: the server ended with code 139: ... Segmentation fault"
     assert len(section.charts) == 6
 
 
@@ -101,7 +102,7 @@ def test_the_search_table_marks_the_winner(tmp_path: Path) -> None:
 
 
 def test_the_swap_table_counts_what_clients_noticed(tmp_path: Path) -> None:
-    found = dict(map(tuple, rows(swap.tables(written(tmp_path, "chaos-swap.json"))["all"])))  # type: ignore[arg-type]
+    found: dict[str, str] = dict(map(tuple, rows(swap.tables(written(tmp_path, "chaos-swap.json"))["all"])))  # type: ignore[arg-type]
     assert found["requests failed"] == "0 of 12,345"
     assert found["bad releases refused"] == "50 of 50"
     assert found["p99 at 40 % load, while a release loads"] == "90.0 ms, 3.00x"
@@ -122,24 +123,41 @@ def test_the_overload_table_has_a_line_for_each_phase(tmp_path: Path) -> None:
 
 def test_scalars_of_a_flat_file_are_rows_and_series_are_charts(tmp_path: Path) -> None:
     section = flat.section(written(tmp_path, "soak.json"), "Soak", "words")
-    found = dict(map(tuple, rows(section.tables[0][1])))  # type: ignore[arg-type]
+    found: dict[str, str] = dict(map(tuple, rows(section.tables[0][1])))  # type: ignore[arg-type]
     assert (found["requests"], found["steady"], found["minutes"]) == ("54,000", "yes", "30")
     assert len(section.charts) == 3
 
 
-def test_the_engines_table_has_every_shape(tmp_path: Path) -> None:
-    entry = {"median": 10.04, "min": 9.0, "max": 11.0}
-    ms = {"1x16": {"ours": entry | {"speedup": 2.0}, "theirs": entry}, "ceiling": {"gflops": entry}}
-    write_json(tmp_path / "engines.json", {"ms": ms})
-    found = rows(engines.tables(tmp_path / "engines.json")["all"])
-    assert found == [["batch x tokens", "ours", "theirs"], ["1x16", "10.0 ms (9.0 to 11.0), 2.00x", "10.0 ms (9.0 to 11.0)"]]
+def test_the_engines_tables_have_a_line_for_each_engine(tmp_path: Path) -> None:
+    found = engines.tables(written(tmp_path, "engines.json"))
+    assert list(found) == ["1", "32"]
+    assert rows(found["32"])[1] == [
+        "ours: onnxruntime int8",
+        "100.0 (90.0 to 110.0)",
+        "9,000",
+        "10.0 / 11.0 / 12.0",
+        "5.00x",
+        "78.50%",
+        "0.40%",
+    ]
+
+
+def test_an_engines_file_of_the_older_version_is_refused(tmp_path: Path) -> None:
+    write_json(tmp_path / "engines.json", {"ms": {}})
+    with pytest.raises(UsageError, match="an older version wrote it; make bench measures again"):
+        engines.tables(tmp_path / "engines.json")
 
 
 @pytest.mark.parametrize("name", MADE)
 def test_a_wrong_type_anywhere_is_an_error_that_names_the_file(tmp_path: Path, name: str) -> None:
     text = json.dumps(MADE[name]())
     numbers = {"peers.json": '"peak_per_s": 30', "load-steady.json": '"error_rate": 0.0', "search-fifty.json": '"cores": 0.5'}
-    numbers |= {"chaos-swap.json": '"mixed": 0', "overload.json": '"goodput_per_s": 10.0', "soak.json": '"pss_mb": 400.0'}
+    numbers |= {
+        "engines.json": '"speedup": 5.0',
+        "chaos-swap.json": '"mixed": 0',
+        "overload.json": '"goodput_per_s": 10.0',
+        "soak.json": '"pss_mb": 400.0',
+    }
     assert numbers[name] in text
     (tmp_path / name).write_text(text.replace(numbers[name], numbers[name].split(":")[0] + ': "many"', 1))
     with pytest.raises(UsageError, match=rf"{name}.* is str 'many'; a number is needed"):
@@ -166,7 +184,7 @@ def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
 def test_what_is_there_becomes_sections_and_the_rest_is_missing(tmp_path: Path) -> None:
     made.make_measurements(tmp_path)
     found, missing = sections(tmp_path)
-    assert [section.name for section in found] == ["Peers", "Load", "Search", "Swap", "Overload", "Soak"]
+    assert [section.name for section in found] == ["Peers", "Engines", "Load", "Search", "Swap", "Overload", "Soak"]
     assert {kind.pattern for kind in missing} | {"peers.json", "load-*.json", "search-*.json"} < {
         kind.pattern for kind in KINDS
     }

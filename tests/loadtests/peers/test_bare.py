@@ -1,0 +1,63 @@
+"""`loadtests.peers.bare`: an engine is opened and called as Triton's stub does it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from contract.command import Failure, UsageError
+from loadtests.peers.bare import load_engine, measure_bare
+
+MODEL = """
+import json
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def initialize(self, args):
+        self.args = args
+        self.config = json.loads(args["model_config"])
+        self.calls = []
+
+    def execute(self, requests):
+        arrays = [pb_utils.get_input_tensor_by_name(request, "input_ids").as_numpy() for request in requests]
+        self.calls.append([array.tolist() for array in arrays])
+        if self.config.get("fails"):
+            return [pb_utils.InferenceResponse(error=pb_utils.TritonError("no memory", pb_utils.TritonError.INTERNAL))]
+        rows = self.config.get("rows", 1)
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("logits", np.zeros((rows, 2), np.float32))]) for _ in requests]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "bert_engine" / "3").mkdir(parents=True)
+    (tmp_path / "bert_engine" / "3" / "model.py").write_text(MODEL)
+    return tmp_path / "bert_engine"
+
+
+def test_the_engine_gets_what_the_stub_gives(folder: Path) -> None:
+    engine = load_engine(folder, "3", {"parameters": {}})
+    assert (engine.args["model_version"], engine.args["model_repository"]) == ("3", str(folder))
+    assert json.loads(engine.args["model_config"]) == {"parameters": {}}
+
+
+def test_every_call_holds_a_full_batch_of_the_next_rows(folder: Path) -> None:
+    engine = load_engine(folder, "3", {})
+    assert measure_bare(engine, [[1], [2, 2], [3]], batch=2, seconds=0.01) > 0
+    assert engine.calls[:3] == [[[[1]], [[2, 2]]], [[[3]], [[1]]], [[[2, 2]], [[3]]]]
+
+
+@pytest.mark.parametrize(
+    ("config", "said"), [({"fails": True}, "the engine failed: no memory"), ({"rows": 2}, "one row was given")]
+)
+def test_a_failed_or_wrong_answer_is_no_measurement(folder: Path, config: dict[str, object], said: str) -> None:
+    with pytest.raises(Failure, match=said):
+        measure_bare(load_engine(folder, "3", config), [[1]], batch=1, seconds=0.01)
+
+
+def test_a_folder_without_a_python_model_is_refused(folder: Path) -> None:
+    with pytest.raises(UsageError, match="is no python model"):
+        load_engine(folder, "4", {})

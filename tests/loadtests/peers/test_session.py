@@ -1,0 +1,107 @@
+"""The whole comparison with a stub for a peer: our real server, its release, and what the results file then holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer
+
+from contract.command import Failure, UsageError
+from contract.files import read_json
+from loadtests.peers import __main__ as command
+from loadtests.peers import measure, session
+from loadtests.peers.__main__ import Peers
+from loadtests.peers.catalogue import Launch, Peer
+from loadtests.peers.servers import cut_texts
+
+STUB = Path(__file__).with_name("stub_peer.py")
+
+
+def stub(name: str, label: str, *mode: str) -> Peer:
+    """A peer that gives one label to everything."""
+
+    def start(launch: Launch) -> list[str]:
+        return [sys.executable, str(STUB), str(launch.port), label, *mode]
+
+    return Peer(name=name, title=name, settings="none", environment="stub", versions=("numpy",), command=start)
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Few loads; the stubs in place of the catalogue, in this environment."""
+    monkeypatch.setattr(measure, "USERS", (1,))
+    monkeypatch.setattr(measure, "SHARES", (0.8,))
+    monkeypatch.setattr(session, "interpreter", lambda name, folder: Path(sys.executable))
+
+    def use(*peers: Peer) -> None:
+        monkeypatch.setattr(command, "catalogue", lambda flags: list(peers))
+
+    yield use
+
+
+@pytest.fixture
+def options(tmp_path: Path, merged: Path, release: Path) -> Peers:
+    return Peers(
+        checkpoint=merged,
+        release=release,
+        repository=release.parent / "model_repository",
+        envs=tmp_path / "envs",
+        output=tmp_path / "peers.json",
+        work=tmp_path / "work",
+        rounds=1,
+        seconds=1,
+        warmup_s=0,
+        compared=20,
+        agreement=0.1,  # a stub knows one label
+    )
+
+
+def test_a_comparison_is_measured_and_continued(
+    short: Callable[..., None], options: Peers, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short(stub("one", "animal"), stub("broken", "animal", "crash"), stub("wrong", "mineral"))
+    with pytest.raises(Failure, match="not measured:\n  broken: the server ended with code 3") as failure:
+        command.main(options)
+    assert "wrong: 0 of 20 labels are the checkpoint's, wanted 10.0%" in str(failure.value)
+    found = read_json(options.output)
+    assert set(found["rounds"]["1"]) == {"one", "ours"} and set(found["failed"]) == {"broken", "wrong"}
+    ours, one = found["rounds"]["1"]["ours"], found["rounds"]["1"]["one"]
+    assert ours["labels"] == {"texts": 20, "equal": 20}
+    assert ours["at"]["one"]["rate"] == pytest.approx(0.8 * one["peak_per_s"])
+    assert min(ours["bare_per_s"], ours["memory_bytes"], ours["cold_start_s"], one["cold_start_s"]) > 0
+    assert ours["closed"]["1"]["stages"]["mean_ms"]["engine compute"] > 0
+    assert [goal["met"] for goal in found["goals"]].count(None) == 0
+    assert "BERT on Triton (ours)" in capsys.readouterr().out
+    before = options.output.read_bytes()
+    short(stub("one", "animal"))
+    command.main(options)  # all of it is finished: nothing is started
+    assert read_json(options.output)["rounds"] == found["rounds"]
+    assert before != b"" and "round 1" not in capsys.readouterr().err
+
+
+def test_a_release_of_another_checkpoint_is_refused(short: Callable[..., None], options: Peers, second_release: Path) -> None:
+    short(stub("one", "animal"))
+    with pytest.raises(UsageError, match=r"was not built of .*: the hashes of the weights differ"):
+        command.main(dataclasses.replace(options, release=second_release))
+    assert not options.output.exists()
+
+
+def test_the_servers_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    command.main(Peers(checkpoint=Path("merged"), list=True))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("ours ") and any(line.startswith("infinity-best ") for line in lines)
+
+
+def test_texts_are_cut_where_the_model_stops_reading(release: Path) -> None:
+    path = release / "bert_tokenizer" / "tokenizer.json"
+    long = " ".join(["cat dog bird"] * 20)
+    cut, kept = cut_texts([long, "the old cat"], path)
+    assert kept == "the old cat"
+    assert long.startswith(cut) and len(cut) < len(long)
+    tokenizer: Any = Tokenizer.from_file(str(path))
+    assert tokenizer.encode(cut).ids == tokenizer.encode(long).ids
