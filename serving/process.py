@@ -14,8 +14,8 @@ from pathlib import Path
 
 from contract.command import Failure
 from serving.launch import DRAIN_TIMEOUT_S, Installation
-from serving.stubs import ZOMBIE, find_children
 from serving.stack import deepen_stack
+from serving.stubs import ZOMBIE, find_children
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lives, not a temporary folder of ours
 _CAUSE = re.compile(r"failed to load|Internal:|Invalid argument|Error:|error:|\bE\d{4} ", re.I)
