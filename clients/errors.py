@@ -50,7 +50,8 @@ class ServerError(ClassifierError):
 
 
 _FULL = ("Exceeds maximum queue size", "Request timeout expired", "overloaded")
-_DEAD_WORKER = ("is not healthy", "is unhealthy")  # Triton's words for a python model whose process died; another replaces it
+# Triton's words for a python model whose process died; another replaces it.
+_DEAD_WORKER = ("is not healthy", "is unhealthy", "Failed to obtain the health mutex")
 _TLS = ("SSL", "Ssl", "CERTIFICATE", "certificate")
 
 _KINDS: dict[str, type[ClassifierError]] = {
