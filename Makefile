@@ -5,7 +5,7 @@ BIN := .venv/bin
 DEMO = --dataset $(DATASET) $(if $(DATA),--data '$(DATA)') $(if $(TEXT),--text '$(TEXT)') $(if $(LABEL),--label '$(LABEL)') \
        $(if $(ROWS),--train-rows $(ROWS)) $(if $(BASE),--base '$(BASE)')
 
-.PHONY: help setup demo test check bench bench-train chaos-train clean
+.PHONY: help setup demo test check bench bench-engines bench-train bench-peers overload soak chaos-train chaos-swap chaos-kill fuzz load report tables clean
 .DEFAULT_GOAL := help
 
 help:  ## show the targets
@@ -33,14 +33,43 @@ check: setup  ## lint, format, types
 	cd model_repository/bert_tokenizer && MYPYPATH=../../typings ../../$(BIN)/mypy --strict -p 1
 	cd model_repository/bert_engine && MYPYPATH=../../typings ../../$(BIN)/mypy --strict -p 1
 
-bench: setup  ## the CPU engine beside torch and transformers, in one run; writes docs/measurements/engines.json
-	$(BIN)/python -m builders.bench --output docs/measurements/engines.json
+bench: bench-engines bench-peers report  ## engines and peers, then the page of all measurements
+
+bench-engines: setup  ## engines beside plain runtimes, in one run; CHECKPOINT=merged; writes docs/measurements/engines.json
+	$(BIN)/python -m builders.bench $(or $(CHECKPOINT),build/merged) --output docs/measurements/engines.json
+
+bench-peers: setup  ## ours beside other servers, in one run; CHECKPOINT=merged RELEASE=release; writes docs/measurements/peers.json
+	$(BIN)/python -m loadtests.peers $(or $(CHECKPOINT),build/merged) --release $(or $(RELEASE),build/release) --output docs/measurements/peers.json
 
 bench-train: setup  ## training beside transformers + PEFT, in one run; DATA=stackoverflow.csv; writes docs/measurements/training.json
 	$(BIN)/python -m training.bench $(if $(DATA),--data '$(DATA)') --output docs/measurements/training.json
 
 chaos-train: setup  ## kill -9 training runs KILLS times, and count torn files
 	$(BIN)/python -m tests.training.chaos --kills $(or $(KILLS),50)
+
+chaos-swap: setup  ## SWAPS releases under load, every second one bad; RELEASE=release; writes docs/measurements/chaos-swap.json
+	$(BIN)/python -m tests.serving.chaos_swap --swaps $(or $(SWAPS),30) $(if $(RELEASE),--release '$(RELEASE)') --output docs/measurements/chaos-swap.json
+
+chaos-kill: setup  ## kill -9 workers and server KILLS times under load; writes docs/measurements/chaos-kill.json
+	$(BIN)/python -m tests.serving.chaos_kill --kills $(or $(KILLS),30) --output docs/measurements/chaos-kill.json
+
+overload: setup  ## 0.5 to 10 times what the machine can do; writes docs/measurements/overload.json
+	$(BIN)/python -m tests.serving.overload --output docs/measurements/overload.json
+
+soak: setup  ## REQUESTS requests, watching memory and descriptors; writes docs/measurements/soak.json
+	$(BIN)/python -m tests.serving.soak --requests $(or $(REQUESTS),30000) --output docs/measurements/soak.json
+
+fuzz: setup  ## broken requests for SECONDS against the proxy and the server
+	$(BIN)/python -m tests.security.fuzz --seconds $(or $(SECONDS),120)
+
+load: setup  ## Locust against a running server; SCENARIO=loadtests/scenarios/spike.toml WORKERS=2 URL=127.0.0.1:8001
+	$(BIN)/python -m loadtests.locust_run $(or $(SCENARIO),loadtests/scenarios/spike.toml) --workers $(or $(WORKERS),2) --url $(or $(URL),127.0.0.1:8001)
+
+report: setup  ## one HTML page out of docs/measurements: build/report.html
+	$(BIN)/python -m loadtests.report docs/measurements --output build/report.html
+
+tables: setup  ## the tables of README and docs, out of docs/measurements
+	$(BIN)/python -m loadtests.tables README.md docs/*.md
 
 clean:  ## remove what was built, .venv excepted
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache
