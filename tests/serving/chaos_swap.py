@@ -31,6 +31,7 @@ from contract.probes import read_probes
 from contract.release import read_manifest
 from contract.tensors import ENGINE
 from serving.publish import publish
+from serving.release_log import ReleaseLog
 from serving.repository import Repository
 from serving.state import ServerState
 from serving.switch import promote, retire, rollback
@@ -256,6 +257,7 @@ def figures(options: ChaosSwap, chaos: Chaos) -> dict[str, Any]:
     """What was counted."""
     answers = chaos.traffic.answers
     requests = len(answers.latencies) + len(answers.failures)
+    moves = [event["seconds"] for event in ReleaseLog(chaos.repository.path).events() if event["event"] == "rollback"]
     return {
         "release": read_manifest(options.release).release,
         "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
@@ -266,6 +268,7 @@ def figures(options: ChaosSwap, chaos: Chaos) -> dict[str, Any]:
         "failed": len(answers.failures),
         "mixed": len(answers.mixed),
         "failure_rate_bound": 3 / requests,
+        "slowest_rollback_s": max(moves, default=0.0),
         "wrong": [*chaos.wrong, *answers.failures[:5], *answers.mixed[:5]],
     }
 
@@ -278,13 +281,15 @@ def main(options: ChaosSwap) -> None:
         f"{found['swaps']} swaps, {found['requests']} requests: {found['failed']} failed, {found['mixed']} mixed "
         f"(so under {found['failure_rate_bound']:.2g} of requests fail, with 95 % confidence); "
         f"{found['counts'].get('refused', 0)} of {found['bad_releases']} bad releases refused; "
-        f"restarted beside damaged versions in {found['restart_s']:.1f} s"
+        f"slowest rollback {found['slowest_rollback_s']:.2f} s; restarted beside damaged versions in {found['restart_s']:.1f} s"
     )
     if options.latency:
         print(
             f"at 40 % load: p99 {found['steady_p99_ms']:.1f} ms steady, {found['flip_ratio']:.2f} times that within 1 s of a "
             f"flip, {found['loading_ratio']:.2f} times while a release loads ({found['loading_s']:.1f} s)"
         )
+        for name, unit in (("pss_mb", "MB of memory"), ("sequential_p50_ms", "ms a request alone")):
+            print(f"from the first {CHUNK} swaps to the last: {found[name][0]:.1f} to {found[name][-1]:.1f} {unit}")
     if options.output:
         write_json(options.output, found)
     if found["wrong"]:
