@@ -81,5 +81,5 @@ def compare_accuracy(engine: Logits, checkpoint: Logits, labels: Sequence[int]) 
 def mcnemar(lost: int, won: int) -> float:
     """Exact two-sided p-value: how often `lost + won` throws of a coin would be at least as uneven."""
     throws = lost + won
-    tail = sum(math.comb(throws, number) for number in range(min(lost, won) + 1))
-    return min(1.0, 2 * tail / 2**throws)
+    tail: int = sum(math.comb(throws, number) for number in range(min(lost, won) + 1))
+    return float(min(1.0, 2 * tail / 2**throws))

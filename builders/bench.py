@@ -63,9 +63,9 @@ class Bench:
     """Only print the table of this earlier run."""
     rounds: int = 5
     """Rounds over all engines, at least 3; one more comes first and is not counted."""
-    texts: int = 96
+    texts: int = 64
     """Held-out texts that are timed, at least 1."""
-    accuracy_texts: int = 512
+    accuracy_texts: int = 256
     """Held-out texts on which accuracy is measured, at least 1."""
     calibration_rows: int = 128
     """Training texts on which int8 is calibrated, at least 2."""

@@ -14,6 +14,7 @@ from builders.bench import Bench, measure_accuracy, time_engines
 from builders.bench_report import OURS, PLAIN, REFERENCE, markdown, summarise
 from builders.ceilings import bert_operations
 from builders.rivals import make_rivals, pad_rows
+from builders.served import padding_share
 from contract.command import UsageError
 from training.bert_config import BertConfig
 from training.checkpoint import load_checkpoint
@@ -139,6 +140,15 @@ def test_the_rivals_have_the_checkpoints_own_weights(merged: Path, tmp_path: Pat
     for name, run in rivals.items():
         exact = name in {REFERENCE, "plain onnxruntime fp32"}
         np.testing.assert_allclose(np.stack(run(rows)), wanted, atol=1e-4 if exact else 0.3, rtol=0, err_msg=name)
+
+
+def test_the_share_of_padding_is_that_of_the_tokens_computed() -> None:
+    def rows(*lengths: int) -> list[Any]:
+        return [np.zeros(length, np.int32) for length in lengths]
+
+    assert padding_share([rows(7), rows(9, 9)]) == 0
+    assert padding_share([rows(8, 10)]) == pytest.approx(2 / 20)  # one call of two rows is cheaper than two calls
+    assert padding_share([rows(8, 100)]) == 0  # two calls
 
 
 def test_rows_are_padded_on_the_right_to_the_longest() -> None:

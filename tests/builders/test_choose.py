@@ -96,5 +96,5 @@ def test_a_kind_that_cannot_be_written_is_kept_with_its_reason(tmp_path: Path, m
 
     monkeypatch.setattr("builders.choose.write_cpu_engine", refuse)
     reference = Reference([], [], np.empty((0, 2), np.float32), [])
-    (found,) = write_candidates(tmp_path, KINDS[:1], Source(None, lambda: None), reference)  # type: ignore[arg-type,return-value]
+    (found,) = write_candidates(tmp_path, KINDS[:1], Source(None, lambda: None), reference)  # type: ignore[arg-type]
     assert (found.title, found.record, found.refusal) == ("onnxruntime fp32", None, "no texts to calibrate on")

@@ -49,8 +49,8 @@ def ranges() -> Any:
 
 
 def test_every_product_of_a_layer_with_a_constant_is_seen_and_nothing_else() -> None:
-    wanted = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
-    wanted += ("intermediate.dense", "output.dense")
+    wanted = [*(f"attention.self.{name}" for name in ("query", "key", "value")), "attention.output.dense"]
+    wanted += ["intermediate.dense", "output.dense"]
     names = {f"bert.encoder.layer.{layer}.{name}.matmul" for layer in range(2) for name in wanted}
     assert set(PRODUCTS) == names
     assert set(by_operator(PRODUCTS)) == set(wanted)
