@@ -54,11 +54,11 @@ class Generator:
         self._calls = [channel.unary_unary(METHOD) for channel in self._channels]
         self._request, self._timeout_s = request, timeout_s
 
-    async def send(self, due: float, started: float) -> Sent:
-        """One request, due at `due` of time.monotonic()."""
+    async def send(self, due: float, started: float, request: bytes | None = None) -> Sent:
+        """One request, the generator's own unless another is given, due at `due` of time.monotonic()."""
         code, message = OK, ""
         try:
-            await self._calls[int(due * 1e6) % len(self._calls)](self._request, timeout=self._timeout_s)
+            await self._calls[int(due * 1e6) % len(self._calls)](request or self._request, timeout=self._timeout_s)
         except grpc.aio.AioRpcError as error:
             code, message = error.code().name, error.details() or ""
         return Sent(due - started, code, time.monotonic() - due, message)
