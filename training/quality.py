@@ -30,8 +30,12 @@ _LORA: dict[str, Any] = {"strategy": "lora", "learning_rate": 1e-3, "max_length"
 _FULL: dict[str, Any] = {"strategy": "full", "learning_rate": 1e-4, "max_length": 256}
 _STACKOVERFLOW = {"dataset": "stackoverflow", "validation_share": 0.05}
 
+_LONG = _LORA | {"rank": 16, "alpha": 32.0, "max_length": 384, "tokens_per_batch": 3072, "epochs": 1, "test_share": 0.15}
+
 ROWS: dict[str, dict[str, Any]] = {
     "stackoverflow-lora": _LORA | _STACKOVERFLOW | {"test_share": 0.15, "epochs": 2},
+    "stackoverflow-lora-r16": _LONG | _STACKOVERFLOW,
+    "stackoverflow-tabular-lora-r16": _LONG | _STACKOVERFLOW | {"tabular": True},
     "stackoverflow-12000-lora": _LORA | _STACKOVERFLOW | {"train_rows": 12000, "epochs": 1},
     "stackoverflow-12000-full": _FULL | _STACKOVERFLOW | {"train_rows": 12000, "epochs": 1},
     "imdb-15000-lora": _LORA
