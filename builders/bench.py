@@ -176,7 +176,12 @@ def measure_base_shape(rounds: int, scratch: Path) -> dict[str, Any]:
 def bench(options: Bench) -> None:
     """Run the command; see the module docstring."""
     if options.show is not None:
-        print(markdown(read_json(options.show)))
+        earlier = read_json(options.show)
+        if not isinstance(earlier, dict) or "goals" not in earlier:
+            raise UsageError(
+                f"--show {options.show} is not a file of this bench, or of an older one; run it again with --output"
+            )
+        print(markdown(earlier))
         return
     if options.checkpoint is None or options.output is None:
         raise UsageError("pass a merged checkpoint and --output FILE")

@@ -59,7 +59,7 @@ class Serve:
     patience_s: float = 60.0
     """How long a step may owe an answer, though it computes, until it counts as hung. Above the longest batch."""
     restarts: int = 8
-    """Ends of the server in a row, none after a minute of service, until it gives up."""
+    """Ends of the server in a row, none after five seconds of service, until it gives up."""
     log: Path | None = None
     """The server's log; REPOSITORY.log when left out."""
     tls: Annotated[GrpcTls, tyro.conf.OmitArgPrefixes] = field(default_factory=GrpcTls)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import time
@@ -30,8 +31,8 @@ from serving.watchdog import SERVER, Name, Sight, Verdict, Watchdog
 LOOK_S = 0.2
 SUSPICIOUS_S = 1.0
 """When the classifier owes an answer for so long, its steps are asked directly, to know which of them it is."""
-STABLE_S = 60.0
-"""A server that served so long is forgiven its former ends."""
+STABLE_S = 5.0
+"""A server that answered for so long is forgiven its former ends: it was no crash at the start."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 30.0
 MAX_DEAD = 8
 """Ended stubs that a server may hold on to: of one that died owing answers it never gives up instance, threads and a
@@ -67,7 +68,7 @@ class Supervisor:
     ) -> None:
         """`start` starts a server; told True, with the candidate of a canary when there is one."""
         self._repository, self._state, self._start, self._limits, self._log = repository, state, start, limits, log
-        self._ends = 0
+        self._ends, self._answered_at = 0, math.inf
 
     def run(self, announce: Callable[[str], None]) -> None:
         """Serve; `announce` is called with the release when the first server answers.
@@ -77,9 +78,9 @@ class Supervisor:
             KeyboardInterrupt: it was interrupted; the server has been drained then.
         """
         while True:
-            started = time.monotonic()
+            self._answered_at = math.inf
             reason = self._serve(announce)
-            self._ends = 1 if time.monotonic() - started > STABLE_S else self._ends + 1
+            self._ends = 1 if time.monotonic() - self._answered_at > STABLE_S else self._ends + 1
             if self._ends > self._limits.restarts:
                 raise Failure(f"gave up after {self._limits.restarts} restarts in a row, the last because: {reason}")
             pause = pause_s(self._ends)
@@ -89,11 +90,13 @@ class Supervisor:
     def _serve(self, announce: Callable[[str], None]) -> str:
         """Start one server and watch it; the reason why it is no more."""
         started = time.monotonic()
-        server = self._start(self._ends % 2 == 0)  # a candidate that cannot be loaded must not keep the release down
-        self._log.write("server-started", pid=server.pid)
+        candidate = self._ends == 0 or self._ends % 2 == 1  # one that cannot be loaded must not keep the release down
+        server = self._start(candidate)
+        self._log.write("server-started", pid=server.pid, candidate=candidate)
         drain = True
         try:
             release = wait_for_answer(server, self._state.http_url, self._limits.start_timeout_s)
+            self._answered_at = time.monotonic()
             self._log.write("server-answers", release=release, after_s=round(time.monotonic() - started, 2))
             if self._ends == 0:
                 self._state.write(self._repository.path)

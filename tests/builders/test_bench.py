@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from builders.bench import Bench, measure_accuracy, time_engines
+from builders.bench import Bench, bench, measure_accuracy, time_engines
 from builders.bench_report import OURS, PLAIN, REFERENCE, markdown, summarise
 from builders.ceilings import bert_operations
 from builders.rivals import make_rivals, pad_rows
 from builders.served import padding_share
 from contract.command import UsageError
+from contract.files import write_json
 from training.bert_config import BertConfig
 from training.checkpoint import load_checkpoint
 from training.evaluation import compute_logits
@@ -124,6 +125,15 @@ def test_accuracy_counts_right_answers_and_those_unlike_the_first_engines() -> N
 def test_a_wrong_call_is_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         Bench(**options)
+
+
+def test_a_run_is_shown_from_its_file_and_another_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_json(tmp_path / "run.json", measured())
+    bench(Bench(show=tmp_path / "run.json"))
+    assert capsys.readouterr().out == markdown(measured()) + "\n"
+    write_json(tmp_path / "other.json", {"ms": {}})
+    with pytest.raises(UsageError, match=r"other\.json is not a file of this bench"):
+        bench(Bench(show=tmp_path / "other.json"))
 
 
 def test_the_rivals_have_the_checkpoints_own_weights(merged: Path, tmp_path: Path) -> None:
