@@ -60,7 +60,7 @@ soak: setup  ## REQUESTS requests, watching memory and descriptors; writes docs/
 	$(BIN)/python -m tests.serving.soak --requests $(or $(REQUESTS),30000) --output docs/measurements/soak.json
 
 fuzz: setup  ## broken requests for SECONDS against the proxy and the server
-	$(BIN)/python -m tests.security.fuzz --seconds $(or $(SECONDS),120)
+	$(BIN)/python -m tests.security.fuzz --seconds $(or $(SECONDS),120) --seed $(or $(SEED),1)
 
 load: setup  ## Locust against a running server; SCENARIO=loadtests/scenarios/spike.toml WORKERS=2 URL=127.0.0.1:8001
 	$(BIN)/python -m loadtests.locust_run $(or $(SCENARIO),loadtests/scenarios/spike.toml) --workers $(or $(WORKERS),2) --url $(or $(URL),127.0.0.1:8001)
