@@ -68,6 +68,8 @@ def test_a_good_result_is_neither_refused_nor_unmet_and_is_json() -> None:
 def test_without_a_good_answer_there_is_no_result() -> None:
     with pytest.raises(Failure, match="none of 2 requests was answered: Unavailable: first Unavailable"):
         summary(recording([0.1, 0.1], errors={0: "Unavailable", 1: "Unavailable"}))
+    with pytest.raises(Failure, match="no answer came within the window of 10 s, only later ones"):
+        summary(recording([11.0] * 20))
     with pytest.raises(Failure, match="none of 0 requests was answered: none was due within the window"):
         summary(Recording(10))
 
