@@ -145,9 +145,7 @@ def summarise(
     latencies_ms = np.array([(sample.done_s - sample.intended_s) * 1000 for sample in good])
     done_s = np.array([sample.done_s for sample in recording.samples if not sample.error and 0 <= sample.done_s < window_s])
     if not len(done_s):
-        raise Failure(
-            f"no answer came within the window of {window_s:g} s, only later ones; lower the load, or measure for longer"
-        )
+        raise Failure(f"no answer came within the window of {window_s:g} s, only later ones; lower the load, or measure longer")
     errors = Counter(sample.error for sample in due if sample.error)
     return Result(
         name=name,
