@@ -27,11 +27,11 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=240)
 
 
-def locust(user: str, host: str, texts: Path, *more: str | Path) -> subprocess.CompletedProcess[str]:
-    fixed = ("--headless", "--only-summary", "--users", "4", "--spawn-rate", "4", "--reset-stats", "--run-time", "2s")
+def locust(user: str, host: str, texts: Path, *more: str | Path, seconds: int = 2) -> subprocess.CompletedProcess[str]:
+    fixed = ("--headless", "--only-summary", "--users", "4", "--spawn-rate", "4", "--reset-stats", "--run-time", f"{seconds}s")
     return run("locust", "-f", "loadtests/locustfile.py", user, "--host", host, "--texts", texts, *fixed, *more)
 
 
@@ -40,9 +40,12 @@ def test_locust_classifies_over_either_protocol(
     server: ServerState, texts: Path, tmp_path: Path, user: str, protocol: str
 ) -> None:
     host = server.grpc_url if protocol == "grpc" else server.http_url
-    done = locust(user, host, texts, "--summary", tmp_path / "load.json", "--texts-per-request", "3")
-    assert done.returncode == 0, done.stderr
-    summary = json.loads((tmp_path / "load.json").read_text())
+    for seconds in (2, 30):  # the longer run where the machine is too busy for the short one
+        done = locust(user, host, texts, "--summary", tmp_path / "load.json", "--texts-per-request", "3", seconds=seconds)
+        assert done.returncode == 0, done.stderr
+        summary = json.loads((tmp_path / "load.json").read_text())
+        if summary["requests"] > 50:
+            break
     assert summary["failures"] == 0
     assert summary["errors"] == {}
     assert summary["protocol"] == protocol
