@@ -43,7 +43,7 @@ def test_the_wheels_server_is_put_together_and_runs(tmp_path: Path, monkeypatch:
     assert placed == {"libtriton_python.so", "triton_python_backend_utils.py", "triton_python_backend_stub"}
     assert found.environment["PATH"] == f"{Path(sys.executable).parent}:/usr/bin:/bin"
     done = subprocess.run(
-        [str(found.binary), "--help"], env=found.environment, capture_output=True, text=True, check=False, timeout=60
+        [str(found.binary), "--help"], env=found.environment, capture_output=True, text=True, check=False, timeout=240
     )
     for option in {argument.split("=")[0] for argument in [*found.arguments, *arguments()]}:
         assert option in done.stdout + done.stderr

@@ -83,7 +83,7 @@ def test_a_release_replaces_another_and_the_traffic_goes_back_and_forth(clean: S
 
     def served(name: str) -> None:
         seen = clean.traffic.answers.by_release[name]
-        assert wait_until(lambda: clean.traffic.answers.by_release[name] > seen + 20, seconds=60)
+        assert wait_until(lambda: clean.traffic.answers.by_release[name] > seen + 20)
 
     served(names[0])
     assert publish(clean.releases[1], repository, gate=ANY) == 2
@@ -173,7 +173,7 @@ def test_a_shadow_of_live_traffic_lets_a_good_release_pass_and_finds_a_bad_one(c
     texts = read_probes(clean.releases[0]).texts
     requests = tmp_path / "requests.jsonl"
     write_json_lines(requests, [{"text": text, "key": str(number)} for number, text in enumerate(texts * 3)])
-    shadow = Shadow(requests=requests, share=1.0, seconds=60)
+    shadow = Shadow(requests=requests, share=1.0, seconds=240)
     with pytest.raises(Failure, match="in the shadow of live traffic the new release is bad"):
         publish(one_sided(clean.releases[0], tmp_path / "bad"), clean.repository, gate=ANY, shadow=shadow)
     assert clean.repository.versions() == [1]
@@ -182,7 +182,7 @@ def test_a_shadow_of_live_traffic_lets_a_good_release_pass_and_finds_a_bad_one(c
     with pytest.raises(Failure, match="no request came to shadow"):
         publish(clean.releases[2], clean.repository, gate=ANY, shadow=Shadow(requests=empty, seconds=0.1))
     quick = Limits(max_disagreement=0.5, usual_disagreement=0.1, max_error_rate=0.5, usual_error_rate=0.1, max_slowdown=1000)
-    follow = Shadow(requests=requests, share=0.5, seconds=60, limits=quick)
+    follow = Shadow(requests=requests, share=0.5, seconds=240, limits=quick)
     assert publish(clean.releases[2], clean.repository, gate=ANY, shadow=follow) > 1
     found = [event for event in ReleaseLog(clean.repository.path).events() if event["event"] == "shadow"][-1]
     assert found["verdict"] == "good"

@@ -43,7 +43,7 @@ def test_one_screen_of_a_real_server(served: tuple[Repository, ServerState]) -> 
     with connect(state.grpc_url) as classifier:
         classifier.classify(["the cat sleeps"] * 100)
     command = [sys.executable, "-m", "serving.status", "--repository", str(repository.path), "--once"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=240)
     assert done.returncode == 0, done.stderr
     first, *rest = done.stdout.splitlines()
     assert first.startswith(f"{repository.release(1)} serves as version 1 of [1]   answers")

@@ -21,7 +21,7 @@ from serving.state import ServerState
 from serving.supervisor import LONGEST_PAUSE_S, Limits, Supervisor, pause_s
 
 STATE = ServerState(pid=1, grpc_url="127.0.0.1:9", http_url="127.0.0.1:9", metrics_url="127.0.0.1:9", control_token="x")
-LIMITS = Limits(start_timeout_s=60, patience_s=60, python_steps=(), restarts=3)
+LIMITS = Limits(start_timeout_s=240, patience_s=60, python_steps=(), restarts=3)
 
 
 def lines(path: Path) -> list[dict[str, object]]:
