@@ -123,7 +123,7 @@ def test_nginx_accepts_what_the_containers_give_it(where: str, tmp_path: Path) -
     path = tmp_path / "nginx.conf"
     path.write_text(render(TEMPLATE.read_text(encoding="utf-8"), substituted(where, tmp_path)), encoding="utf-8")
     command = [find_nginx(), "-t", "-e", "stderr", "-p", str(tmp_path), "-c", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
     assert (done.returncode, "test is successful" in done.stderr) == (0, True), done.stderr
 
 

@@ -30,7 +30,7 @@ HADOLINT = Path(sys.executable).with_name("hadolint")
 
 
 def hadolint(path: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(HADOLINT), str(path)], capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run([str(HADOLINT), str(path)], capture_output=True, text=True, check=False, timeout=240)
 
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
@@ -148,7 +148,7 @@ def healthcheck(url: str) -> subprocess.CompletedProcess[str]:
     words = instruction(SERVER, "HEALTHCHECK")
     assert words == ["python3", "docker/healthcheck.py"]
     command = [sys.executable, "-I", words[1], "--url", f"http://{url}", "--timeout-s", "60"]  # -I: nothing but the library
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=240)
 
 
 @pytest.mark.server
@@ -204,7 +204,7 @@ def test_the_health_check_fails_when_the_answer_is_none(status: int, body: Any, 
 
 def tensorrt_version(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-I", "docker/tensorrt_version.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=240)
 
 
 def test_an_image_without_the_wheel_s_tensorrt_is_refused() -> None:

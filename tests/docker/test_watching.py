@@ -45,7 +45,7 @@ def absent(expression: str) -> str:
 
 
 def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["promtool", *map(str, arguments)], capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(["promtool", *map(str, arguments)], capture_output=True, text=True, check=False, timeout=240)
 
 
 @needs_prometheus
@@ -119,14 +119,14 @@ def prometheus(folder: Path, target: str) -> Iterator[str]:
         process = subprocess.Popen(["prometheus", *flags], stdout=file, stderr=file)
     try:
         listening = re.compile(r"Listening on\"? address=(127\.0\.0\.1:[1-9]\d*)")
-        assert wait_until(lambda: bool(listening.search(log.read_text())) or process.poll() is not None, seconds=60)
+        assert wait_until(lambda: bool(listening.search(log.read_text())) or process.poll() is not None, seconds=120)
         found = listening.search(log.read_text())
         assert found is not None, log.read_text()
-        assert wait_until(lambda: is_ready(found[1]), seconds=60), log.read_text()
+        assert wait_until(lambda: is_ready(found[1]), seconds=120), log.read_text()
         yield found[1]
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(60)
+        process.wait(120)
 
 
 @contextmanager
@@ -149,7 +149,7 @@ def load(url: str) -> Iterator[None]:
         yield
     finally:
         enough.set()
-        thread.join(60)
+        thread.join(120)
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,7 @@ def test_every_query_of_a_panel_returns_data_under_load(scraped: str, title: str
         values = [float(sample["value"][1]) for sample in get(scraped, "/api/v1/query", query=query)["result"]]
         return bool(values) and bool(np.isfinite(values).all())
 
-    assert wait_until(finite, seconds=60), f"{title}: no data for {query}"
+    assert wait_until(finite, seconds=120), f"{title}: no data for {query}"
 
 
 @needs_prometheus
@@ -183,5 +183,5 @@ def test_every_rule_is_evaluated_over_real_data(scraped: str) -> None:
         (group,) = get(scraped, "/api/v1/rules")["groups"]
         return all(rule["health"] == "ok" for rule in group["rules"])
 
-    assert wait_until(evaluated, seconds=60)
-    assert wait_until(lambda: bool(get(scraped, "/api/v1/query", query="bert:queue_ms:mean1m")["result"]), seconds=60)
+    assert wait_until(evaluated, seconds=120)
+    assert wait_until(lambda: bool(get(scraped, "/api/v1/query", query="bert:queue_ms:mean1m")["result"]), seconds=120)

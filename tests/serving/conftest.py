@@ -18,7 +18,7 @@ def checkpoint(merged: Path) -> Checkpoint:
     return load_checkpoint(merged)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerState]:
     """A real server that serves `release`. Tests that change what it serves start their own."""
     with serving(deployed(tmp_path_factory.mktemp("shared"), release)) as state:
