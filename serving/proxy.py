@@ -27,7 +27,7 @@ from serving.state import ServerState, read_state
 LARGEST_BODY = MAX_BATCH_SIZE * (MAX_TEXT_BYTES + 4) + 65_536
 """Bytes of the largest request that the models answer: binary texts, a length of 4 bytes before each, and a header."""
 
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)

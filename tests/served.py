@@ -17,7 +17,8 @@ from serving.repository import Repository
 from serving.state import ServerState, read_state
 
 FREE_PORTS = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
-START_TIMEOUT_S = 60
+START_TIMEOUT_S = 180  # beyond the limit of `python -m serving` itself, which names the cause
+STOP_TIMEOUT_S = 120
 SAID = "serving.out"  # beside the repository: what the command printed
 
 
@@ -36,7 +37,7 @@ def start(repository: Repository, *arguments: str, output: IO[str] | int = subpr
     return subprocess.Popen(command, stdout=output, stderr=output, text=True)
 
 
-def wait_until(condition: Callable[[], bool], *, seconds: float = 20) -> bool:
+def wait_until(condition: Callable[[], bool], *, seconds: float = 60) -> bool:
     """Whether `condition` came true in time."""
     deadline = time.monotonic() + seconds
     while not (met := condition()) and time.monotonic() < deadline:
@@ -49,10 +50,20 @@ def wait_until_served(process: subprocess.Popen[str], repository: Repository) ->
     wait_until(lambda: read_state(repository.path) is not None or process.poll() is not None, seconds=START_TIMEOUT_S)
     state = read_state(repository.path)
     if state is None:
-        process.kill()
         said = repository.path.with_name(SAID)
-        raise AssertionError(f"the server did not start: {process.communicate()} {said.read_text() if said.exists() else ''}")
+        raise AssertionError(f"the server did not start: {stop(process)} {said.read_text() if said.exists() else ''}")
     return state
+
+
+def stop(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """Tell a server to stop and wait until it has; what it said into its pipes. One that does not end is killed."""
+    process.send_signal(signal.SIGTERM)
+    try:
+        return process.communicate(timeout=STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()  # its tritonserver ends with it
+        process.communicate()
+        raise
 
 
 @contextmanager
@@ -64,6 +75,5 @@ def serving(repository: Repository, *arguments: str) -> Iterator[ServerState]:
     try:
         yield wait_until_served(process, repository)
     finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=60)
+        stop(process)
     assert process.returncode == 0, said.read_text()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 def closed_url() -> str:
-    """An address that was free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return f"127.0.0.1:{server.getsockname()[1]}"
+    """An address at which nobody listens. It stays bound until the process ends, so that nobody else comes to listen there."""
+    holder = socket.socket()
+    holder.bind(("127.0.0.1", 0))
+    atexit.register(holder.close)
+    return f"127.0.0.1:{holder.getsockname()[1]}"
 
 
 @contextmanager

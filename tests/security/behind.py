@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ import psutil
 import pytest
 
 from serving.state import ServerState
+from tests.served import stop
 
 NO_NGINX = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin") is None
 needs_nginx = pytest.mark.skipif(NO_NGINX, reason="nginx is not installed: apt-get install nginx")
@@ -50,8 +50,7 @@ def proxying(repository: Path, state: ServerState, *arguments: str) -> Iterator[
             assert len(words) > 3, "the proxy did not start"
             yield Proxied(words[1], words[3], state, process.pid)
         finally:
-            process.send_signal(signal.SIGTERM)
-            process.communicate(timeout=60)
+            stop(process)
             log.seek(0)
             assert process.returncode == 0, log.read()[-5000:]
 

@@ -81,7 +81,7 @@ def test_a_port_in_use_is_named() -> None:
 
 
 def test_without_a_server_the_next_step_is_told(tmp_path: Path) -> None:
-    done = subprocess.run(proxy_command(tmp_path), capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(proxy_command(tmp_path), capture_output=True, text=True, check=False, timeout=240)
     assert (done.returncode, "python -m serving --repository" in done.stderr or "no nginx" in done.stderr) == (2, True)
 
 
@@ -234,8 +234,13 @@ def test_a_stopped_proxy_leaves_no_process_and_no_folder(tmp_path: Path, monkeyp
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     state = pretended(tmp_path, http=closed_url(), grpc=closed_url())
     with proxying(tmp_path, state) as proxy:
-        family = psutil.Process(proxy.pid).children(recursive=True)
-        assert [child.name() for child in family][:2] == ["nginx", "nginx"]
+        family: list[psutil.Process] = []
+
+        def complete() -> bool:
+            family[:] = psutil.Process(proxy.pid).children(recursive=True)
+            return [child.name() for child in family][:2] == ["nginx", "nginx"]  # a master, and its workers soon after
+
+        assert wait_until(complete)
         assert len(list((tmp_path / "temporary").glob("bert-nginx-*"))) == 1
     assert psutil.wait_procs(family, timeout=60)[1] == []
     assert list((tmp_path / "temporary").glob("bert-nginx-*")) == []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,7 +21,7 @@ from serving.tls import GrpcTls
 from serving.tracing import SERVICE, Tracing
 from tests.security.certificates import Authority
 from tests.security.wire import post, texts_body
-from tests.served import deployed, start, wait_until, wait_until_served
+from tests.served import deployed, start, stop, wait_until, wait_until_served
 
 HERE = Path(__file__)
 
@@ -101,8 +100,7 @@ def test_mutual_tls_and_traces_of_one_server(tmp_path: Path, release: Path) -> N
             assert post(state.http_url, texts_body("the cat runs")).status == 200
             assert wait_until(lambda: {"bert_tokenizer", "bert_engine"} <= spans(received), seconds=60), received[:1]
         finally:
-            process.send_signal(signal.SIGTERM)
-            process.communicate(timeout=60)
+            stop(process)
     assert {path for path, _ in received} == {"/v1/traces"}
     assert any(SERVICE.encode() in body for _, body in received)
 

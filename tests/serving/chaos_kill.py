@@ -38,8 +38,8 @@ from tests.serving.processes import answers, descriptors, leftovers, server_pid,
 SERVER = "server"
 KINDS = [(model, number) for number in (signal.SIGKILL, signal.SIGSTOP) for model in (ENGINE, TOKENIZER)]
 KINDS.append((SERVER, signal.SIGKILL))
-PATIENT = RetryPolicy(attempts=200, budget=2000, longest_wait_s=0.5, retry_rejected=True)
-CALL_TIMEOUT_S = 120.0
+PATIENT = RetryPolicy(attempts=10_000, budget=100_000, longest_wait_s=0.5, retry_rejected=True)  # the deadline alone ends it
+CALL_TIMEOUT_S = 240.0
 
 
 @dataclass(frozen=True, kw_only=True)

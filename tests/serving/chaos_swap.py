@@ -34,6 +34,7 @@ from serving.publish import publish
 from serving.release_log import ReleaseLog
 from serving.repository import Repository
 from serving.state import ServerState
+from serving.stubs import child_pids
 from serving.switch import promote, retire, rollback
 from tests.served import deployed, serving
 from tests.serving.faults import FAULTS, faulty, variant
@@ -122,13 +123,12 @@ class Chaos:
 
 def family_pss_mb(pid: int) -> float:
     """Proportional set size of a process and all below it, MB."""
-    children = [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
     try:
         rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return 0.0
     own = next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")) / 1024
-    return own + sum(family_pss_mb(child) for child in children)
+    return own + sum(map(family_pss_mb, child_pids(pid)))
 
 
 def sequential_p50_ms(traffic: Traffic, seconds: float) -> float:

@@ -12,7 +12,7 @@ from serving.process import SHARED_MEMORY
 from serving.state import ServerState
 from serving.stubs import STOPPED, ZOMBIE, Stub, child_pids, find_children, read_status
 
-LIMIT_S = 60.0
+LIMIT_S = 120.0
 
 
 def wait_for(condition: Callable[[], bool], what: str, limit_s: float = LIMIT_S) -> float:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.server
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)  # half a minute on a machine of its own
 def test_the_demo_goes_from_a_csv_to_its_table(tmp_path: Path, tiny_base: Path, tiny_csv: Path) -> None:
     # In a folder of its own that sees the project as a clone does, so that nothing lands in the real build folder.
     for name in ("training", "builders", "serving", "clients", "loadtests", "demo", "contract", "model_repository"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,7 @@ def test_a_step_is_logged_with_its_seconds_and_what_it_found(tmp_path: Path, cap
     (event,) = log.events()
     assert (event["event"], event["version"], event["agreement"]) == ("compare", 2, 0.97)
     assert event["seconds"] >= 0
-    assert "compare done in 0.00 s   agreement 0.97" in capsys.readouterr().out
+    assert re.search(r"compare done in \d+\.\d\d s   agreement 0\.97\n", capsys.readouterr().out)
 
 
 def test_a_step_that_fails_is_logged_with_its_reason(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
@@ -19,6 +21,7 @@ from loadtests.latency import measure_latency
 from loadtests.parity import measure_parity
 from serving.control import ModelControl
 from serving.state import CONTROL_HEADER, ServerState
+from tests.serving.load import OK, Generator, request_bytes
 from tests.tiny import tiny_texts
 from training.batches import encode
 from training.checkpoint import Checkpoint
@@ -98,13 +101,13 @@ def test_the_server_itself_refuses_a_bad_text_by_name(
     server: ServerState, protocol: ProtocolName, raw: bytes, said: str
 ) -> None:
     """Past the client's own checks, as another client would send it."""
-    transport = TRANSPORTS[protocol](url_of(server, protocol), 10.0)
+    transport = TRANSPORTS[protocol](url_of(server, protocol), 60.0)
     with pytest.raises(BadRequest, match=said):
         transport.infer(np.array([[b"a good one"], [raw]], dtype=object), classes=True)
 
 
 def test_more_texts_than_the_limit_in_one_request_are_refused(server: ServerState, protocol: ProtocolName) -> None:
-    transport = TRANSPORTS[protocol](url_of(server, protocol), 10.0)
+    transport = TRANSPORTS[protocol](url_of(server, protocol), 60.0)
     texts = np.array([[b"cat"]] * (MAX_BATCH_SIZE + 1), dtype=object)
     with pytest.raises(BadRequest, match=f"{MAX_BATCH_SIZE}"):
         transport.infer(texts, classes=True)
@@ -112,7 +115,7 @@ def test_more_texts_than_the_limit_in_one_request_are_refused(server: ServerStat
 
 def test_a_bad_request_fails_alone_under_concurrent_load(server: ServerState) -> None:
     def send(number: int) -> str:
-        transport = TRANSPORTS["grpc"](server.grpc_url, 10.0)
+        transport = TRANSPORTS["grpc"](server.grpc_url, 60.0)
         raw = b"\xff" if number % 5 == 0 else TEXTS[number].encode()
         try:
             transport.infer(np.array([[raw]], dtype=object), classes=True)
@@ -129,23 +132,27 @@ def test_a_bad_request_fails_alone_under_concurrent_load(server: ServerState) ->
 
 def test_concurrent_requests_share_engine_calls(server: ServerState) -> None:
     def counts() -> tuple[int, int]:
-        with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=60) as answer:
             text = answer.read().decode()
         found = [re.search(rf'^{name}{{model="bert_engine".*}} (\d+)', text, re.M) for name in METRICS]
         assert found[0]
         assert found[1]
         return int(found[0][1]), int(found[1][1])
 
-    def work(_: int) -> None:
-        with connect(server.grpc_url) as classifier:
-            for text in TEXTS:
-                classifier.classify([text])
+    async def burst() -> list[str]:
+        """64 requests at once: more than the server can begin on one by one, however slow it or this client is."""
+        generator = Generator(server.grpc_url, b"", timeout_s=60)
+        try:
+            requests = [request_bytes([text]) for text in TEXTS[:64]]
+            sent = await asyncio.gather(*(generator.send(time.monotonic(), 0.0, request) for request in requests))
+        finally:
+            await generator.close()
+        return [one.code for one in sent]
 
     texts, calls = counts()
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(work, range(8)))
+    assert [code for _ in range(5) for code in asyncio.run(burst())] == [OK] * 5 * 64
     more_texts, more_calls = counts()
-    assert more_texts - texts == 8 * len(TEXTS)
+    assert more_texts - texts >= 5 * 64  # and the texts that the supervisor asked meanwhile, each a call of its own
     assert (more_texts - texts) / (more_calls - calls) > 1.2
 
 

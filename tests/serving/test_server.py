@@ -15,36 +15,24 @@ from contract.command import Failure
 from contract.files import read_json_lines
 from serving.__main__ import claim_ports
 from serving.state import STATE_FILE, ServerState, read_state
-from tests.served import deployed, serving, start, wait_until, wait_until_served
+from serving.stubs import ZOMBIE, child_pids, read_status
+from tests.served import deployed, serving, start, stop, wait_until_served
 from tests.serving.chaos_kill import ChaosKill, check, measure
-from tests.serving.processes import answers, leftovers, server_pid, wait_for
+from tests.serving.processes import LIMIT_S, answers, leftovers, server_pid, wait_for
 
 pytestmark = pytest.mark.server
-
-WRONG_OPTIONS = [
-    ("--grpc-port", "70000"),
-    ("--start-timeout-s", "0"),
-    ("--no-such-option", "1"),
-    ("--patience-s", "1"),
-    ("--restarts", "-1"),
-]
 
 
 def descendants(pid: int) -> set[int]:
     """The processes below `pid`, as /proc has them."""
-    children: set[int] = set()
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, path.read_text().split()):
-            children |= {child} | descendants(child)
-    return children
+    children = child_pids(pid)
+    return set(children).union(*map(descendants, children))
 
 
 def alive(pid: int) -> bool:
     """Whether a process runs; a zombie does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    status = read_status(pid)
+    return status is not None and status[0] != ZOMBIE
 
 
 def shared_memory(pid: int) -> list[Path]:
@@ -58,8 +46,7 @@ def test_a_stopped_server_leaves_no_process_no_shared_memory_and_no_state(tmp_pa
     family = descendants(process.pid)
     assert len(family) >= 3  # tritonserver and two stubs
     assert shared_memory(process.pid)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
+    stop(process)
     assert process.returncode == 0
     assert [pid for pid in family if alive(pid)] == []
     assert shared_memory(process.pid) == []
@@ -72,8 +59,10 @@ def test_a_killed_supervisor_takes_its_server_along(tmp_path: Path, release: Pat
     wait_until_served(process, repository)
     family = descendants(process.pid)
     process.kill()
-    process.communicate(timeout=30)
-    assert wait_until(lambda: not any(map(alive, family)))
+    process.communicate(timeout=LIMIT_S)
+    wait_for(lambda: not any(map(alive, family)), "the end of the server and its stubs")
+    for path in shared_memory(process.pid):  # 32 bytes that nobody is left to remove
+        path.unlink()
     assert read_state(repository.path) is None  # the file is still there, its process is not
     with serving(repository):  # and so it does not stand in the way
         pass
@@ -89,7 +78,7 @@ def test_a_killed_server_is_started_again_on_the_same_ports(tmp_path: Path, rele
         wait_for(lambda: server_pid(state) not in {None, first}, "another server")
         wait_for(lambda: answers(state), "an answer of the other server")
         assert read_state(repository.path) == state
-        assert not any(map(alive, family))
+        wait_for(lambda: not any(map(alive, family)), "the end of the first server's stubs")
         wait_for(lambda: not leftovers(state), "no shared memory of the first server")
     told = [line["event"] for line in read_json_lines(tmp_path / "model_repository.events.jsonl")]
     assert [event for event in told if event.startswith("server-")][:5] == [
@@ -102,6 +91,7 @@ def test_a_killed_server_is_started_again_on_the_same_ports(tmp_path: Path, rele
     assert told[-2:] == ["draining", "stopped"]
 
 
+@pytest.mark.timeout(900)  # a quarter of a minute on a machine of its own
 def test_what_is_killed_under_load_comes_back_and_no_client_sees_an_error(tmp_path: Path, release: Path) -> None:
     with serving(deployed(tmp_path, release), "--restarts", "20") as state:
         measured = measure(ChaosKill(kills=6, clients=2), state)
@@ -122,7 +112,7 @@ def test_a_server_that_dies_while_loading_prints_the_cause_out_of_its_log(tmp_pa
     repository = deployed(tmp_path, release)
     (repository.path / "bert_engine" / "1" / "model.onnx").write_bytes(b"no graph at all")
     process = start(repository)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 1
     assert "failed to load 'bert_engine' version 1" in errors
     assert "INVALID_PROTOBUF" in errors
@@ -133,7 +123,7 @@ def test_a_second_server_over_one_repository_is_refused(tmp_path: Path, release:
     repository = deployed(tmp_path, release)
     with serving(repository) as state:
         process = start(repository)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=LIMIT_S)
         assert process.returncode == 2
         assert f"is served already, by process {state.pid}" in errors
 
@@ -144,7 +134,7 @@ def test_a_port_in_use_is_named(tmp_path: Path, release: Path) -> None:
         holder.listen()
         port = holder.getsockname()[1]
         process = start(deployed(tmp_path, release), "--http-port", str(port))
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 1
     assert f"--http-port {port} on 127.0.0.1: Address already in use" in errors
 
@@ -159,7 +149,7 @@ def test_free_ports_are_distinct_and_wanted_ones_are_kept() -> None:
 
 def test_a_repository_without_a_release_is_refused_with_the_next_step(tmp_path: Path) -> None:
     process = start(deployed(tmp_path))
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 2
     assert "no release is published" in errors
     assert "python -m serving.releases publish" in errors
