@@ -17,7 +17,7 @@ from serving.repository import Repository
 from serving.state import ServerState, read_state
 
 FREE_PORTS = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
-START_TIMEOUT_S = 60
+START_TIMEOUT_S = 200
 SAID = "serving.out"  # beside the repository: what the command printed
 
 
@@ -36,7 +36,7 @@ def start(repository: Repository, *arguments: str, output: IO[str] | int = subpr
     return subprocess.Popen(command, stdout=output, stderr=output, text=True)
 
 
-def wait_until(condition: Callable[[], bool], *, seconds: float = 20) -> bool:
+def wait_until(condition: Callable[[], bool], *, seconds: float = 60) -> bool:
     """Whether `condition` came true in time."""
     deadline = time.monotonic() + seconds
     while not (met := condition()) and time.monotonic() < deadline:
@@ -65,5 +65,5 @@ def serving(repository: Repository, *arguments: str) -> Iterator[ServerState]:
         yield wait_until_served(process, repository)
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(timeout=60)
+        process.wait(timeout=120)
     assert process.returncode == 0, said.read_text()
