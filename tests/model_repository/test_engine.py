@@ -5,6 +5,7 @@ Shapes: B rows of a request, T its padded length, C classes.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
 import random
@@ -97,8 +98,9 @@ def logits_of(response: InferenceResponse) -> Array:
 
 @torch.inference_mode()
 def expected(checkpoint: BertForSequenceClassification, ids: Array, mask: Array) -> Array:
-    """The checkpoint's own logits, each row alone and unpadded."""
-    rows = [checkpoint(torch.from_numpy(row[kept == 1])[None]) for row, kept in zip(ids, mask, strict=True)]
+    """The checkpoint's own logits in double precision, each row alone and unpadded."""
+    exact = copy.deepcopy(checkpoint).double()
+    rows = [exact(torch.from_numpy(row[kept == 1])[None]) for row, kept in zip(ids, mask, strict=True)]
     logits: Array = torch.cat(rows).numpy()
     return logits
 
