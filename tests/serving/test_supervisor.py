@@ -71,6 +71,11 @@ def test_the_event_file_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "tested number=19" in capsys.readouterr().err
 
 
+def test_an_event_that_cannot_be_written_is_said_and_ends_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    EventLog(tmp_path / "absent" / "events.jsonl").write("tested", number=1)
+    assert "tested number=1 not_in_the_file=[Errno 2]" in capsys.readouterr().err
+
+
 def test_a_prober_has_one_request_under_way_and_grows_impatient() -> None:
     asked: list[Future[Outcome]] = []
 
