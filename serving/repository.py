@@ -56,7 +56,7 @@ class Repository:
     def pinned(self, ensemble: str = CLASSIFIER) -> int | None:
         """The version that an ensemble serves; None before the first release."""
         steps = self._read(self.path / ensemble / _CONFIG).ensemble_scheduling.step
-        number = int(steps[0].model_version)
+        number = next((int(step.model_version) for step in steps), None)
         return number if number in self.versions() else None
 
     def candidate(self) -> int | None:
