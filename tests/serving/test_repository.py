@@ -8,7 +8,7 @@ import pytest
 
 from builders.model_config import CONFIGS
 from contract.command import Failure, UsageError
-from contract.release import read_manifest
+from contract.release import MANIFEST_FILE, read_manifest
 from contract.tensors import CANDIDATE, CLASSIFIER, ENGINE, ENSEMBLES, STEPS, TOKENIZER
 from serving.repository import Repository
 from tests.served import deployed
@@ -123,6 +123,16 @@ def test_before_a_start_damaged_versions_are_offered_no_longer_but_for_the_one_t
     assert repository.offer_whole() == ([] if break_version == 1 else [break_version])
     assert repository.offered() == [version for version in (1, 2, 3) if version in (1, 5 - break_version) or break_version == 1]
     assert repository.pinned(CANDIDATE) == (1 if break_version == 3 else 3)
+
+
+def test_a_version_without_its_manifest_is_damaged_and_keeps_no_server_from_starting(tmp_path: Path, release: Path) -> None:
+    repository = deployed(tmp_path, release)
+    admitted(repository, release)
+    repository.offer([1, 2])
+    (repository.folder(2) / MANIFEST_FILE).write_text("{")
+    assert repository.damaged(2) == [MANIFEST_FILE]
+    assert repository.offer_whole() == [2]
+    assert repository.offered() == [1]
 
 
 def test_a_python_step_has_its_config_as_its_model_reads_it(tmp_path: Path) -> None:

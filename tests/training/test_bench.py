@@ -1,4 +1,4 @@
-"""`training.bench` and `training.quality`: contestants train, ratios are taken round by round, the page on training holds their tables."""
+"""`training.bench` and `training.quality`: contestants train, ratios are taken in rounds, docs/training.md holds their tables."""
 
 from __future__ import annotations
 
