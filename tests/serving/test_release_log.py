@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 import re
-=======
 import time
->>>>>>> rev4
 from pathlib import Path
 
 import pytest

@@ -1,4 +1,4 @@
-"""`training.bench` and `training.quality`: contestants train, ratios are taken in rounds, docs/training.md holds their tables."""
+"""`training.bench`, `training.quality`: contestants train, ratios are taken in rounds, docs/training.md has their tables."""
 
 from __future__ import annotations
 
