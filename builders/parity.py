@@ -29,6 +29,9 @@ Engine = Callable[[Int32, Int32], Float32]
 
 PROBE_TOKENS_PER_BATCH = 4096
 
+TextBatch = tuple[list[int], Int32, Int32]
+"""(rows of the texts, input_ids [B, T], attention_mask [B, T])."""
+
 
 @dataclass(frozen=True)
 class Bounds:
@@ -94,8 +97,7 @@ class Reference:
 
     made_up: list[tuple[Int32, Int32, Float32]]
     """(input_ids, attention_mask, logits)."""
-    batches: list[tuple[list[int], Int32, Int32]]
-    """(rows, input_ids, attention_mask) of the texts."""
+    batches: list[TextBatch]
     logits: Float32
     """[R, C] of the texts."""
     labels: list[int]
@@ -105,16 +107,23 @@ class Reference:
 def make_reference(model: BertForSequenceClassification, probe: Encoded) -> Reference:
     """Run the checkpoint on every batch."""
     made_up = [(ids, mask, _reference(model, ids, mask)) for ids, mask in made_up_batches(model)]
-    plan = plan_batches(probe.lengths, tokens_per_batch=PROBE_TOKENS_PER_BATCH, shuffle_seed=None)
+    batches = text_batches(probe, model.config.pad_token_id)
     logits = np.empty((len(probe.ids), model.config.num_labels), np.float32)
-    batches = []
-    for rows in tqdm(plan, desc="the checkpoint's answers", unit="batches", mininterval=0.5):
-        batch = collate(probe, rows, pad_token_id=model.config.pad_token_id)
-        ids = batch.input_ids.numpy().astype(np.int32)
-        mask = np.ones_like(ids) if batch.attention_mask is None else batch.attention_mask.numpy().astype(np.int32)
-        batches.append((rows, ids, mask))
+    for rows, ids, mask in tqdm(batches, desc="the checkpoint's answers", unit="batches", mininterval=0.5):
         logits[rows] = _reference(model, ids, mask)
     return Reference(made_up, batches, logits, list(probe.labels))
+
+
+def text_batches(encoded: Encoded, pad_token_id: int) -> list[TextBatch]:
+    """The texts by rising length, in batches as large as a server sends: at most `MAX_BATCH_SIZE` rows."""
+    plan = plan_batches(encoded.lengths, tokens_per_batch=PROBE_TOKENS_PER_BATCH, shuffle_seed=None, batch_rows=MAX_BATCH_SIZE)
+    found = []
+    for rows in plan:
+        batch = collate(encoded, rows, pad_token_id=pad_token_id)
+        ids = batch.input_ids.numpy().astype(np.int32)
+        mask = np.ones_like(ids) if batch.attention_mask is None else batch.attention_mask.numpy().astype(np.int32)
+        found.append((rows, ids, mask))
+    return found
 
 
 def answer_texts(engine: Engine, reference: Reference, *, title: str) -> Float32:

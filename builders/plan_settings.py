@@ -66,6 +66,11 @@ class Profile:
             if not all(1 <= a <= b <= c for a, b, c in zip(low, best, high, strict=True)):
                 raise UsageError(f"the profile of {name} goes from {low} over {best} to {high}; no number may fall")
 
+    @property
+    def texts(self) -> int:
+        """Texts of the largest batch."""
+        return self.shapes[OFFSETS][2][0] - 1 if OFFSETS in self.shapes else self.shapes[INPUT_IDS][2][0]
+
     def as_json(self) -> dict[str, Any]:
         """{input: {"min": [..], "opt": [..], "max": [..]}}."""
         names = ("min", "opt", "max")

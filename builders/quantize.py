@@ -33,12 +33,12 @@ from tqdm import tqdm
 from builders.accuracy import compare_accuracy
 from builders.calibration import Calibration
 from builders.onnx_export import build_onnx
-from builders.parity import BOUNDS, PROBE_TOKENS_PER_BATCH, Float32, Int32, margins
+from builders.parity import BOUNDS, Float32, TextBatch, margins, text_batches
 from builders.quantization_report import QuantizationReport, Setting
 from builders.ranges import PERCENTILES, Ranges, observe_ranges, product_inputs
 from contract.command import Failure, UsageError
 from contract.tensors import ATTENTION_MASK, INPUT_IDS, LOGITS
-from training.batches import Encoded, collate, encode, plan_batches
+from training.batches import Encoded, encode
 from training.bert import BertForSequenceClassification
 
 SENSITIVITY_ROWS = 64
@@ -49,7 +49,7 @@ SENSITIVITY_ROWS = 64
 class Judge:
     """The validation texts with the fp32 graph's own answers."""
 
-    batches: list[tuple[list[int], Int32, Int32]]
+    batches: list[TextBatch]
     logits: Float32
     labels: list[int]
 
@@ -78,7 +78,7 @@ def quantise_model(
         raise UsageError("int8 is calibrated on texts, and there are none; pass some by --calibration-texts FILE")
     graph = build_onnx(model, joint_attention=False)
     padding = model.config.pad_token_id
-    observed = batches_of(encode(tokenizer, calibration.texts, []), padding)
+    observed = text_batches(encode(tokenizer, calibration.texts, []), padding)
     ranges = observe_ranges(graph, [(ids, mask) for _, ids, mask in observed])
     judge = make_judge(graph, encode(tokenizer, calibration.validation, calibration.labels), padding)
     small = make_judge(graph, encode(tokenizer, calibration.validation[:SENSITIVITY_ROWS], []), padding)
@@ -158,23 +158,12 @@ def check_quantised(graph: onnx.ModelProto, names: Sequence[str]) -> None:
 
 def make_judge(graph: onnx.ModelProto, encoded: Encoded, pad_token_id: int) -> Judge:
     """Answer the texts with the fp32 graph."""
-    batches = batches_of(encoded, pad_token_id)
+    batches = text_batches(encoded, pad_token_id)
     classes = graph.graph.output[0].type.tensor_type.shape.dim[1].dim_value
     return Judge(batches, run_graph(graph, batches, (len(encoded.ids), classes)), encoded.labels)
 
 
-def batches_of(encoded: Encoded, pad_token_id: int) -> list[tuple[list[int], Int32, Int32]]:
-    """(rows, input_ids, attention_mask), sorted by length."""
-    found = []
-    for rows in plan_batches(encoded.lengths, tokens_per_batch=PROBE_TOKENS_PER_BATCH, shuffle_seed=None):
-        batch = collate(encoded, rows, pad_token_id=pad_token_id)
-        ids = batch.input_ids.numpy().astype(np.int32)
-        mask = np.ones_like(ids) if batch.attention_mask is None else batch.attention_mask.numpy().astype(np.int32)
-        found.append((rows, ids, mask))
-    return found
-
-
-def run_graph(graph: onnx.ModelProto, batches: Sequence[tuple[list[int], Int32, Int32]], shape: Any) -> Float32:
+def run_graph(graph: onnx.ModelProto, batches: Sequence[TextBatch], shape: Any) -> Float32:
     """Logits [R, C] by ONNX Runtime."""
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

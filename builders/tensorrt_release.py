@@ -234,16 +234,24 @@ class Proof:
         return parity, accuracy
 
     def _rows(self, profiles: Sequence[Profile] | None) -> Reference:
-        """The made-up batches that can be asked: the packed layout has no rows without a token, a plan has its profiles.
+        """The batches that can be asked: the packed layout has no rows without a token, a plan has its profiles.
 
-        Eight bits have ranges of real texts; tokens in random order leave them, so there the texts alone are compared.
+        Eight bits have ranges of real texts; tokens in random order leave them, so there the texts alone are compared. Every
+        text is, in smaller batches where a profile holds fewer.
         """
         made_up = [] if self.precision in EIGHT_BITS else self.reference.made_up
         if self.layout == "packed":
             made_up = [(ids[mask.any(axis=1)], mask[mask.any(axis=1)], ours[mask.any(axis=1)]) for ids, mask, ours in made_up]
-        if profiles:
-            made_up = [made for made in made_up if _fits(made[0], made[1], profiles, self.layout)]
-        return dataclasses.replace(self.reference, made_up=made_up)
+        if not profiles:
+            return dataclasses.replace(self.reference, made_up=made_up)
+        made_up = [made for made in made_up if _fits(made[0], made[1], profiles, self.layout)]
+        most = min(profile.texts for profile in profiles)
+        batches = [
+            (rows[start : start + most], ids[start : start + most], mask[start : start + most])
+            for rows, ids, mask in self.reference.batches
+            for start in range(0, len(rows), most)
+        ]
+        return dataclasses.replace(self.reference, made_up=made_up, batches=batches)
 
 
 def _fits(ids: Int32, mask: Int32, profiles: Sequence[Profile], layout: str) -> bool:

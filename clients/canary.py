@@ -42,6 +42,8 @@ class Outcome:
     serving_ms: float
     error: str | None = None
     """Why the candidate did not answer."""
+    at: float = 0.0
+    """When it was asked, in seconds since 1970."""
 
 
 def takes_part(key: str, share: float) -> bool:
@@ -100,7 +102,7 @@ class CanaryClassifier:
         error: ClassifierError | None = None
         ours: list[Prediction] = []
         theirs: list[Prediction] | None = None
-        seconds = {CLASSIFIER: 0.0, CANDIDATE: 0.0}
+        seconds, at = {CLASSIFIER: 0.0, CANDIDATE: 0.0}, time.time()
         for model in (CLASSIFIER, CANDIDATE) if self._asked % 2 else (CANDIDATE, CLASSIFIER):  # neither is always the second
             started = time.perf_counter()
             if model == CLASSIFIER:
@@ -116,6 +118,7 @@ class CanaryClassifier:
             candidate_ms=round(1000 * seconds[CANDIDATE], 3),
             serving_ms=round(1000 * seconds[CLASSIFIER], 3),
             error=f"{type(error).__name__}: {error}" if error else None,
+            at=round(at, 3),
         )
         return ours, theirs, outcome
 

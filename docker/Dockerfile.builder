@@ -14,7 +14,7 @@ COPY model_repository model_repository
 COPY docker/tensorrt_version.py docker/tensorrt_version.py
 RUN python3 -m pip install --no-cache-dir --break-system-packages --constraint constraints.txt \
         torch numpy pandas tokenizers safetensors huggingface-hub scikit-learn scipy matplotlib onnx onnxruntime openvino \
-        onnx-graphsurgeon psutil tqdm tyro protobuf 'tritonclient[grpc,http]' \
+        ml_dtypes psutil tqdm tyro protobuf 'tritonclient[grpc,http]' \
     && python3 -m pip install --no-cache-dir --break-system-packages "tensorrt-cu13==${TENSORRT_VERSION}" \
     && python3 docker/tensorrt_version.py --expect "${TENSORRT_VERSION}"
 ENV PYTHONPATH=/opt/bert PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from clients.canary import Outcome
 from contract.command import Failure, UsageError, run_command
 from serving.deployment import Deployment
+from serving.release_log import ReleaseLog
 from serving.repository import DEFAULT_REPOSITORY, Repository
 from serving.sequential import CanaryTest, Limits
 from serving.shadow import Shadow, follow, replayed
@@ -72,7 +73,9 @@ def watch(options: Canary) -> None:
         raise UsageError("no candidate is staged; python -m serving.releases publish RELEASE --stage does that")
     if deployment.state is None:
         raise UsageError(f"no server runs over {repository.path}; python -m serving starts one")
-    test = decide(_outcomes(options, deployment.state.http_url), repository.release(candidate), options.limits)
+    since = ReleaseLog(repository.path).staged_at(candidate)
+    outcomes = _outcomes(options, deployment.state.http_url)
+    test = decide(outcomes, repository.release(candidate), options.limits, since=since)
     evidence = test.evidence()
     print(json.dumps(evidence))
     if test.verdict == "open":
@@ -86,12 +89,15 @@ def watch(options: Canary) -> None:
     print(f"version {candidate} serves: {describe(test)}")
 
 
-def decide(outcomes: Iterator[Outcome], release: str, limits: Limits) -> CanaryTest:
-    """Read outcomes until the test on those of `release` decides, or there are no more."""
+def decide(outcomes: Iterator[Outcome], release: str, limits: Limits, *, since: float = 0.0) -> CanaryTest:
+    """Read outcomes until the test on those of `release` decides, or there are no more.
+
+    A failure does not say which release failed: what is from before `since` (seconds since 1970) is an earlier candidate's.
+    """
     test = CanaryTest(limits)
     with tqdm(desc="canary", unit="requests", mininterval=0.5) as progress:
         for outcome in outcomes:
-            if outcome.candidate not in {release, ""}:  # written before this candidate was staged
+            if outcome.candidate not in {release, ""} or outcome.at < since:  # written before this candidate was staged
                 continue
             progress.update()
             progress.set_postfix_str(f"{test.disagreement} disagree, {test.errors.counted} errors", refresh=False)

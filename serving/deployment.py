@@ -51,10 +51,9 @@ class Deployment:
 
     def offer(self, versions: Sequence[int], *, step: str | None = None) -> None:
         """Have the steps, or one of them, hold exactly these versions in memory."""
-        if self.state is None:
-            self.repository.offer(versions)
-            return
         self.repository.offer(versions)
+        if self.state is None:
+            return
         with ModelControl(self.state) as control:
             for name in [step] if step else STEPS:
                 control.load(name)
@@ -93,9 +92,16 @@ class Deployment:
         try:
             if changed:
                 self.repository.restore(configs)
-                if self.repository.pinned() is not None:
+                if (serving := self.repository.pinned()) is not None:
+                    self._forget_deleted(serving)
                     self.load(*ENSEMBLES, *STEPS)
-                    self.check_answer(CLASSIFIER, self.repository.release(self.repository.pinned() or 0))
+                    self.check_answer(CLASSIFIER, self.repository.release(serving))
         finally:
             if version is not None:
                 self.repository.remove_version(version)
+
+    def _forget_deleted(self, serving: int) -> None:
+        """Offer no version that a retirement had deleted before it was broken off: no server would start with it."""
+        deleted = set(self.repository.offered()) - set(self.repository.versions())
+        if deleted:
+            self.repository.drop(sorted(deleted), serving)

@@ -24,11 +24,17 @@ class EventLog:
         self._path = path
 
     def write(self, event: str, **facts: Any) -> None:
-        """Write one event with its facts, which must be JSON values."""
+        """Write one event with its facts, which must be JSON values. A full disk is no reason to stop serving: it is said."""
         line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **facts}
+        try:
+            self._append(json.dumps(line, ensure_ascii=False) + "\n")
+        except OSError as error:
+            facts = facts | {"not_in_the_file": error}
+        told = " ".join(f"{name}={value}" for name, value in facts.items())
+        print(f"{line['time']} {event} {told}".rstrip(), file=sys.stderr, flush=True)
+
+    def _append(self, line: str) -> None:
         if self._path.exists() and self._path.stat().st_size > MAX_BYTES:
             self._path.replace(self._path.with_name(self._path.name + ".1"))
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        told = " ".join(f"{name}={value}" for name, value in facts.items())
-        print(f"{line['time']} {event} {told}".rstrip(), file=sys.stderr, flush=True)
+            file.write(line)

@@ -83,6 +83,11 @@ class ReleaseLog:
             served = [*(served[: served.index(serving)] if serving in served else served), serving]
         return served
 
+    def staged_at(self, version: int) -> float:
+        """When `version` became the candidate, in seconds since 1970; 0 where the log does not say."""
+        times = [event["time"] for event in self.events() if (event["event"], event.get("version")) == ("stage", version)]
+        return datetime.fromisoformat(times[-1]).timestamp() if times else 0.0
+
     def previous(self, serving: int | None) -> int | None:
         """The version that a rollback goes back to; None where there is none."""
         history = self.history(serving)

@@ -56,7 +56,7 @@ class Repository:
     def pinned(self, ensemble: str = CLASSIFIER) -> int | None:
         """The version that an ensemble serves; None before the first release."""
         steps = self._read(self.path / ensemble / _CONFIG).ensemble_scheduling.step
-        number = int(steps[0].model_version)
+        number = next((int(step.model_version) for step in steps), None)
         return number if number in self.versions() else None
 
     def candidate(self) -> int | None:
@@ -83,7 +83,11 @@ class Repository:
 
     def damaged(self, version: int) -> list[str]:
         """Files of a published version that are no longer what was published; empty when it is whole."""
-        files = {path: digest for path, digest in self.manifest(version)["files"].items() if path.split("/")[0] in STEPS}
+        try:
+            manifest = self.manifest(version)
+        except UsageError:
+            return [MANIFEST_FILE]
+        files = {path: digest for path, digest in manifest["files"].items() if path.split("/")[0] in STEPS}
         places = {path: self.path / path.replace("/", f"/{version}/", 1) for path in files}
         return [path for path, place in places.items() if not place.is_file() or sha256_of(place) != files[path]]
 
@@ -172,10 +176,14 @@ class Repository:
         others = [version for version in offered if version != pinned]
         broken = [version for version in others if version not in self.versions() or self.damaged(version)]
         if broken and pinned is not None:
-            self.offer([version for version in offered if version not in broken])
-            if self.pinned(CANDIDATE) not in self.offered():
-                self.pin(pinned, CANDIDATE)
+            self.drop(broken, pinned)
         return broken
+
+    def drop(self, versions: Sequence[int], serving: int) -> None:
+        """Offer these versions no longer; a candidate among them is none any more, and `serving` takes its place."""
+        self.offer([version for version in self.offered() if version not in versions])
+        if self.pinned(CANDIDATE) not in self.offered():
+            self.pin(serving, CANDIDATE)
 
     def pin(self, version: int, ensemble: str = CLASSIFIER) -> None:
         """Make an ensemble serve `version`, with its labels, at its next load."""

@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-from contract.command import Failure
+from contract.command import Failure, UsageError
 from contract.tensors import CLASSIFIER, RELEASE, STEPS
 from serving.events import EventLog
 from serving.probe import OK, Outcome, Prober, ask, infer, load
@@ -89,6 +89,8 @@ class Supervisor:
 
     def _serve(self, announce: Callable[[str], None]) -> str:
         """Start one server and watch it; the reason why it is no more."""
+        if self._ends:
+            self._offer_whole()
         started = time.monotonic()
         candidate = self._ends == 0 or self._ends % 2 == 1  # one that cannot be loaded must not keep the release down
         server = self._start(candidate)
@@ -119,6 +121,17 @@ class Supervisor:
         self._log.write("server-ended", code=server.code, reason=reason)
         return reason
 
+    def _offer_whole(self) -> None:
+        """Offer only whole versions to the next server, as before the first one; a publisher at work sees to that itself."""
+        try:
+            with self._repository.locked():
+                broken = self._repository.offer_whole()
+        except (Failure, UsageError, OSError) as error:
+            self._log.write("versions-not-checked", error=str(error))
+            return
+        for version in broken:
+            self._log.write("version-damaged", version=version)
+
 
 def wait_for_answer(server: ServerProcess, url: str, timeout_s: float) -> str:
     """Wait until the classifier answers a text, not only until it says that it is ready; the release that answered.
@@ -129,7 +142,7 @@ def wait_for_answer(server: ServerProcess, url: str, timeout_s: float) -> str:
     deadline = time.monotonic() + timeout_s
     while True:
         server.check_alive()
-        answer = infer(url, CLASSIFIER, None, timeout_s)
+        answer = infer(url, CLASSIFIER, None, max(deadline - time.monotonic(), POLL_S))
         if answer.status == OK:
             (release,) = [output["data"][0] for output in json.loads(answer.body)["outputs"] if output["name"] == RELEASE]
             return str(release)
@@ -147,12 +160,16 @@ class Watch:
         self, repository: Repository, state: ServerState, server: ServerProcess, limits: Limits, log: EventLog
     ) -> None:
         self._repository, self._state, self._server, self._log = repository, state, server, log
-        self._pool = ThreadPoolExecutor(max_workers=8, thread_name_prefix="probe")
+        # Of a stub that dies owing an answer, the request may never end: loads must not wait behind `MAX_DEAD` of those.
+        self._pool = ThreadPoolExecutor(max_workers=2 * MAX_DEAD, thread_name_prefix="probe")
         self._wait_s = 2 * limits.patience_s
         self._classifier = Prober(self._pool, lambda: infer(state.http_url, CLASSIFIER, None, self._wait_s))
         self._direct: dict[Name, Prober] = {}
-        pinned = repository.pinned()
-        self._watchdog = Watchdog(limits.patience_s, frozenset((step, pinned) for step in limits.python_steps if pinned))
+        self._pinned: int | None = None
+        self._offered: frozenset[Name] = frozenset()
+        self._read_repository()
+        known = frozenset((step, self._pinned) for step in limits.python_steps if self._pinned)
+        self._watchdog = Watchdog(limits.patience_s, known)
         self._replacing: dict[Name, tuple[Future[Outcome], Verdict, float]] = {}
         self._unused: dict[str, float] = {}
         self._failed_loads = 0
@@ -182,15 +199,14 @@ class Watch:
     def _look(self) -> str:
         """Look once; the reason to replace the server, or nothing."""
         self._finish_replacements()
+        self._read_repository()
         unwell = self._ask()
         children = find_children(self._server.pid)
         self._sweep({stub.region for stub in children.stubs})
         status = read_status(self._server.pid)
-        offered = frozenset((step, version) for version in self._repository.offered() for step in STEPS)
         owed = {name: prober.owed_s(self._now) for name, prober in self._direct.items()}
-        sight = Sight(
-            server_state=status[0] if status else ZOMBIE, stubs=children.stubs, offered=offered, owed_s=owed, unwell=unwell
-        )
+        state = status[0] if status else ZOMBIE
+        sight = Sight(server_state=state, stubs=children.stubs, offered=self._offered, owed_s=owed, unwell=unwell)
         for verdict in self._watchdog.look(self._now, sight):
             if verdict.server:
                 self.may_drain = False
@@ -201,6 +217,12 @@ class Watch:
         if children.dead >= MAX_DEAD and not self._replacing and self._now - self._settled > SETTLED_S:
             return f"it holds on to {children.dead} ended stubs"
         return ""
+
+    def _read_repository(self) -> None:
+        """What is pinned and offered; as it was, while a config is half written by hand or has a mistake."""
+        with contextlib.suppress(UsageError, OSError):
+            self._pinned = self._repository.pinned() or self._pinned
+            self._offered = frozenset((step, version) for version in self._repository.offered() for step in STEPS)
 
     def _sweep(self, used: set[str]) -> None:
         """Remove shared memory that no stub has used for a while: what dead ones leave behind, and nobody else removes."""
@@ -220,13 +242,12 @@ class Watch:
                 self._direct[name].ask(self._now)
         answers += [prober.take() for prober in self._direct.values()]
         messages = [answer.message for answer in answers if answer and "not healthy" in answer.message]
-        version = self._repository.pinned()
+        version = self._pinned
         return frozenset((step, version) for step in STEPS if version and any(step in message for message in messages))
 
     def _suspects(self) -> list[Name]:
         """The pinned version of each step, and the server itself, each with a prober."""
-        version = self._repository.pinned()
-        names = [*((step, version) for step in STEPS if version), SERVER]
+        names = [*((step, self._pinned) for step in STEPS if self._pinned), SERVER]
         for name in names:
             if name not in self._direct:
                 self._direct[name] = Prober(self._pool, partial(self._ask_directly, name))
@@ -257,8 +278,11 @@ class Watch:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(stub.pid, signal.SIGKILL)
         model_file = self._repository.path / verdict.model / str(verdict.version) / "model.py"
-        stamp = max(time.time_ns(), model_file.stat().st_mtime_ns + 1_000_000)  # the file system's clock ticks in ms
-        os.utime(model_file, ns=(stamp, stamp))
+        try:
+            stamp = max(time.time_ns(), model_file.stat().st_mtime_ns + 1_000_000)  # the file system's clock ticks in ms
+            os.utime(model_file, ns=(stamp, stamp))
+        except FileNotFoundError:
+            return  # retired just now: it is to end
         self._replacing[name] = (self._pool.submit(load, self._state, verdict.model), verdict, time.monotonic())
 
     def _finish_replacements(self) -> None:

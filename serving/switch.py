@@ -103,7 +103,7 @@ def retire(
         target = log.previous(serving)
         needed = {serving, target, repository.candidate()}
         spare = [version for version in existing if version not in needed]
-        chosen = list(versions) if keep is None else spare[: max(len(spare) - keep, 0)]
+        chosen = list(dict.fromkeys(versions)) if keep is None else spare[: max(len(spare) - keep, 0)]
         for version in chosen:
             if version not in existing:
                 raise UsageError(f"there is no version {version}; there are {_listed(existing)}")

@@ -225,7 +225,7 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 
 def markdown(measured: dict[str, Any]) -> str:
-    """The tables for the README."""
+    """The tables for docs/training.md."""
     best = measured["strategies"]["best"].removeprefix("PEFT, ")
     lines = ["| trained | texts/s |", "|---|---|"]
     lines += [f"| {name} | {_show(entry, '.1f')} |" for name, entry in measured["strategies"]["texts_per_s"].items()]

@@ -2,7 +2,7 @@
 
     python -m training.quality stackoverflow-lora --data train-sample.csv.gz
     python -m training.quality --list
-    python -m training.quality --show            # the table of all files, as in the README
+    python -m training.quality --show            # the table of all files, as in docs/training.md
 
 A row is a data set, its options and some seeds; each seed is one run of `training.finetune` in build/quality, continued
 where it was interrupted and not run again where it is finished. The TF-IDF baseline of the first seed's split stands beside it.

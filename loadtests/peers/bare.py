@@ -27,6 +27,7 @@ from contract.tensors import ATTENTION_MASK, INPUT_IDS, LOGITS
 from loadtests.texts import read_texts
 
 WARMUP_CALLS = 5
+BACKEND = "triton_python_backend_utils"
 
 
 class Tensor:
@@ -69,7 +70,7 @@ class TritonError(Exception):
 
 def backend() -> ModuleType:
     """`triton_python_backend_utils` as far as an engine needs it: without metrics, as older servers are."""
-    module: Any = ModuleType("triton_python_backend_utils")
+    module: Any = ModuleType(BACKEND)
     module.Tensor, module.InferenceRequest, module.InferenceResponse = Tensor, Request, Response
     module.TritonError = module.TritonModelException = TritonError
     module.get_input_tensor_by_name = lambda request, name: request.tensors.get(name)
@@ -79,13 +80,16 @@ def backend() -> ModuleType:
 
 def load_engine(folder: Path, version: str, config: dict[str, Any]) -> Any:
     """The initialised TritonPythonModel of `folder`/`version`, as the stub makes it."""
-    sys.modules["triton_python_backend_utils"] = backend()
     path = folder / version / "model.py"
     spec = importlib.util.spec_from_file_location("engine_model", path)
     if spec is None or spec.loader is None or not path.exists():
         raise UsageError(f"{path} is no python model")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.modules[BACKEND] = backend()
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        del sys.modules[BACKEND]
     engine = module.TritonPythonModel()
     engine.initialize(
         {

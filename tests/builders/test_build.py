@@ -69,7 +69,7 @@ def break_weights(checkpoint: Path, factor: float) -> None:
 def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """`python -m builders.build` as a user calls it."""
     words = [sys.executable, "-m", "builders.build", *map(str, arguments)]
-    return subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT, timeout=60)
+    return subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT, timeout=200)
 
 
 def test_the_manifest_says_what_the_release_is_made_of(merged: Path, tmp_path: Path) -> None:

@@ -17,13 +17,13 @@ from builders import tensorrt_release
 from builders.calibration import Calibration
 from builders.engine_record import EngineRecord
 from builders.graph_census import refit_differences
-from builders.graph_runner import graph_engine
+from builders.graph_runner import graph_engine, pack
 from builders.graph_writer import Typing
 from builders.input_ranges import InputRanges, choose_ranges, read_ranges, write_ranges
-from builders.parity import BOUNDS
+from builders.parity import BOUNDS, Float32, Int32
 from builders.plan_files import ENGINE_JSON, GRAPH_FILE, PLAN_FILE, check_refittable
 from builders.plan_runner import find_profile, plan_engine
-from builders.plan_settings import padded_profiles
+from builders.plan_settings import packed_profile, padded_profiles
 from builders.refit import Refit, refit
 from builders.standard_graph import standard_onnx
 from builders.tensorrt_release import Proof, TensorRTOptions, make_proof, write_engine
@@ -103,6 +103,29 @@ def test_where_there_is_a_gpu_the_plan_itself_is_inspected_and_run(
     assert record.hardware == gpu | {"compute_capabilities": []}
     assert all(tokens <= 16 for _, tokens in record.parity["shapes"])  # what the profile holds
     assert read_json(tmp_path / ENGINE_JSON)["proof"]["inspected"] == {"fp16": 1}
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_a_plan_is_asked_every_text_in_batches_that_its_profiles_hold(
+    layout: str, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    padded = padded_profiles([8, 16], best_batch=2, max_batch=4)
+    profiles = padded if layout == "padded" else [packed_profile(16, best_tokens=16, best_batch=2, max_tokens=64)]
+    exact = graph_engine(standard_onnx(checkpoint.model))
+    asked: list[int] = []
+
+    def plan(ids: Int32, mask: Int32) -> Float32:
+        feed = pack(ids, mask) if layout == "packed" else {INPUT_IDS: ids, ATTENTION_MASK: mask}
+        assert find_profile(profiles, {name: array.shape for name, array in feed.items()}) is not None
+        asked.append(len(ids))
+        return exact(ids, mask)
+
+    monkeypatch.setattr(tensorrt_release, "plan_engine", lambda engine, profiles: plan)
+    parity, accuracy = Proof(make_proof(checkpoint), "fp32", layout).of_plan("engine", profiles)
+    assert parity.texts == 32
+    assert accuracy is not None
+    assert accuracy.rows == 32
+    assert max(asked) == 4
 
 
 @pytest.mark.parametrize(("precision", "layout"), [("fp32", "packed"), ("int8", "padded")])

@@ -37,7 +37,7 @@ def test_a_documented_block_runs(server: ServerState, tmp_path: Path, number: in
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     variables = os.environ | {"PATH": path, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     words = ["bash", "-euc", text] if language == "sh" else [sys.executable, "-W", "error", "-c", text]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=120, env=variables)
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=280, env=variables)
     assert done.returncode == 0, (text, done.stderr)
     assert "Traceback" not in done.stderr
     if text.endswith("/ready\n"):

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ import tritonclient.grpc
 
 from clients import BadRequest, Classifier, ClassifierError, ServerError, TimedOut, Unavailable, connect
 from clients.transport import GrpcTransport, ProtocolName
+from clients.wire import DEFAULT_TIMEOUT_S
 from tests.clients.sockets import closed_url, silent_url
 
 PROTOCOLS: list[ProtocolName] = ["grpc", "http"]
@@ -33,7 +34,7 @@ def test_where_nobody_listens_the_classifier_is_unavailable_at_once(protocol: Pr
     with connect(url, protocol) as classifier, pytest.raises(Unavailable, match="is the server running") as raised:
         CALLS[call](classifier)
     assert url in str(raised.value)
-    assert time.monotonic() - started < 5  # far below the deadline of a request
+    assert time.monotonic() - started < DEFAULT_TIMEOUT_S / 2  # it did not wait for the deadline
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -41,9 +42,9 @@ def test_where_nobody_listens_the_classifier_is_unavailable_at_once(protocol: Pr
 def test_where_nobody_answers_the_call_ends_at_its_deadline(protocol: ProtocolName, call: str) -> None:
     with silent_url() as url, connect(url, protocol, timeout_s=0.5) as classifier:
         started = time.monotonic()
-        with pytest.raises(TimedOut, match=f"{url}: no answer within 0.5 s"):
+        with pytest.raises(TimedOut, match=rf"{url}: no answer within 0\.\d+ s"):  # what was left of 0.5 s
             CALLS[call](classifier)
-        assert 0.4 < time.monotonic() - started < 5
+        assert 0.4 < time.monotonic() - started < 20
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # tritonclient's __del__ after a failed __init__
@@ -51,19 +52,25 @@ def test_where_nobody_answers_the_call_ends_at_its_deadline(protocol: ProtocolNa
 def test_an_http_address_that_is_no_host_and_port_is_an_error_of_ours(url: str) -> None:
     with pytest.raises(ClassifierError, match=f"^{url}: "), connect(url, "http") as classifier:
         classifier.classify(["a"])
+    gc.collect()  # here, where it is ignored, and not in the middle of another test
 
 
 @contextmanager
 def answering(response: bytes) -> Iterator[str]:
-    """The address of a socket that reads a request of a connection and answers `response`, then hangs up."""
+    """The address of a socket that answers what a connection sends first by `response` and by nothing more."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(10)  # a test that never calls must end too
+        server.settimeout(60)  # a test that never calls must end too
 
         def serve() -> None:
             connection, _ = server.accept()
             with connection:
+                connection.settimeout(60)
                 connection.recv(65536)
                 connection.sendall(response)
+                connection.shutdown(socket.SHUT_WR)
+                with suppress(OSError):  # closed over what was not read yet, it would be a reset to the client, and no end
+                    while connection.recv(65536):
+                        pass
 
         thread = threading.Thread(target=serve)
         thread.start()
@@ -93,7 +100,7 @@ def http_response(status: str, body: bytes) -> bytes:
     ],
 )
 def test_an_http_answer_that_is_none_becomes_its_error(response: bytes, kind: type[ClassifierError], said: str) -> None:
-    with answering(response) as url, connect(url, "http", timeout_s=5) as classifier:
+    with answering(response) as url, connect(url, "http", timeout_s=60) as classifier:
         with pytest.raises(kind, match=said) as raised:
             classifier.classify(["a"])
         assert url in str(raised.value)
@@ -107,7 +114,7 @@ def test_an_http_answer_without_its_tensors_is_an_error() -> None:
 
 @pytest.mark.parametrize("response", [b"HTTP/1.1 200 OK\r\n\r\nhello", b"not HTTP at all\r\n\r\n"])
 def test_a_server_that_does_not_speak_grpc_is_unavailable(response: bytes) -> None:
-    with answering(response) as url, connect(url, "grpc", timeout_s=5) as classifier:
+    with answering(response) as url, connect(url, "grpc", timeout_s=60) as classifier:
         with pytest.raises(Unavailable) as raised:
             classifier.classify(["a"])
         assert url in str(raised.value)

@@ -60,7 +60,7 @@ def test_a_command_whose_reader_has_gone_ends_quietly_with_141(main: str) -> Non
             stdout=stdout,
             stderr=subprocess.PIPE,
             env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
-            timeout=60,
+            timeout=200,
             check=False,
         )
     assert (done.returncode, done.stderr) == (141, b"")

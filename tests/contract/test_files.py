@@ -50,7 +50,9 @@ def test_a_reader_sees_the_old_file_or_the_new_one_and_never_a_part(tmp_path: Pa
     seen: set[tuple[int, bytes]] = set()
 
     def read() -> None:
-        while not done.is_set():
+        last = False
+        while not last:  # once at least, however late this thread comes to run
+            last = done.is_set()
             content = path.read_bytes()
             seen.add((len(content), bytes(set(content))))
 

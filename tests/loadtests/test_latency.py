@@ -66,6 +66,6 @@ def test_without_a_server_the_command_fails_and_writes_nothing(tmp_path: Path) -
 
 def test_the_command_ends_with_2_and_names_a_missing_file(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "loadtests.latency", "--texts", str(tmp_path / "absent.jsonl")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=200)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"error: cannot read {tmp_path / 'absent.jsonl'}")

@@ -95,6 +95,6 @@ def test_help_explains_every_option(options: Any, capsys: pytest.CaptureFixture[
 
 def test_the_command_ends_with_2_and_names_a_missing_scenario(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "loadtests.run", str(tmp_path / "absent.toml")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=200)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"error: cannot read the scenario {tmp_path / 'absent.toml'}")

@@ -79,6 +79,7 @@ def test_a_server_frozen_for_two_seconds_shows_in_the_open_loop_and_not_in_the_c
     recordings = run_precisely(run())
     seen, hidden = ([sample.done_s - sample.intended_s for sample in recording.samples] for recording in recordings)
     assert not any(sample.error for recording in recordings for sample in recording.samples)
+    slow, hidden_slow = (sum(latency > 1.5 for latency in latencies) for latencies in (seen, hidden))
+    assert slow >= 10  # of the fifteen that were due in the first half second
+    assert 1 <= hidden_slow <= 2  # the one that was under way, however many were sent
     assert np.percentile(seen, 99) > 1.5
-    assert max(hidden) > 1.5  # the one request that was under way
-    assert np.percentile(hidden, 99) < 1.0

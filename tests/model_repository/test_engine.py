@@ -5,6 +5,7 @@ Shapes: B rows of a request, T its padded length, C classes.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
 import random
@@ -97,8 +98,9 @@ def logits_of(response: InferenceResponse) -> Array:
 
 @torch.inference_mode()
 def expected(checkpoint: BertForSequenceClassification, ids: Array, mask: Array) -> Array:
-    """The checkpoint's own logits, each row alone and unpadded."""
-    rows = [checkpoint(torch.from_numpy(row[kept == 1])[None]) for row, kept in zip(ids, mask, strict=True)]
+    """The checkpoint's own logits in double precision, each row alone and unpadded."""
+    exact = copy.deepcopy(checkpoint).double()
+    rows = [exact(torch.from_numpy(row[kept == 1])[None]) for row, kept in zip(ids, mask, strict=True)]
     logits: Array = torch.cat(rows).numpy()
     return logits
 
@@ -275,6 +277,46 @@ def test_a_bad_request_fails_alone_and_its_neighbours_are_answered(
 def test_a_bad_request_alone_is_refused(model: Any) -> None:
     (response,) = ask(model, [bad_id()])
     assert_refused(response, "out of range")
+
+
+def fail_on(token: int, engine: Any, calls: list[int]) -> Any:
+    """`engine`, whose runtime fails on every batch with this token; `calls` are the rows of each call."""
+
+    def failing(ids: Array, mask: Array) -> Array:
+        calls.append(len(ids))
+        if (ids == token).any():
+            raise RuntimeError("out of memory")
+        logits: Array = engine(ids, mask)
+        return logits
+
+    return failing
+
+
+def test_a_failure_of_the_runtime_is_the_servers_and_its_neighbours_are_answered(
+    module: Any, folder: Path, checkpoint: BertForSequenceClassification, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "REPORT_S", 0.0)
+    model = start_model(module, folder, cpu_engine_config(), threads="1")
+    model.engine = fail_on(CONFIG.vocab_size - 1, model.engine, [])
+    ids = np.array([[3, 4, 5]], np.int32)
+    mask = np.ones_like(ids)
+    good, failing = (ids, mask), (np.full_like(ids, CONFIG.vocab_size - 1), mask)
+    first, refused, failed, last = ask(model, [good, gap(), failing, good])
+    assert_refused(refused, "ones and then zeros")
+    assert failed.error is not None
+    assert failed.error.code() == TritonError.INTERNAL
+    assert failed.error.message() == "onnxruntime failed: out of memory"
+    for response in (first, last):
+        np.testing.assert_allclose(logits_of(response), expected(checkpoint, ids, mask), atol=1e-5, rtol=0)
+    assert metrics_of(model)["bert_engine_refused_total"] == 2
+
+
+def test_bad_input_costs_its_neighbours_no_call(module: Any, folder: Path) -> None:
+    model = start_model(module, folder, cpu_engine_config(), threads="1")
+    calls: list[int] = []
+    model.engine = fail_on(-1, model.engine, calls)
+    ask(model, [padded([4]), bad_id(), padded([4])])
+    assert calls == [2]
 
 
 def test_one_bad_row_fails_its_whole_request(model: Any) -> None:

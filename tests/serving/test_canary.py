@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 from collections.abc import Iterator
@@ -143,6 +144,13 @@ def test_outcomes_of_an_earlier_candidate_do_not_count() -> None:
     test = decide(iter(old + new), "new", Limits())
     assert test.verdict == "good"
     assert test.disagreement.counted == 0
+
+
+def test_failures_of_an_earlier_candidate_do_not_count() -> None:
+    good = Outcome(candidate="new", serving="s", texts=1, disagreements=0, candidate_ms=1, serving_ms=1, at=101.0)
+    failed, new = [dataclasses.replace(good, candidate="", error="E", at=99.0)] * 500, [good] * 2000
+    assert decide(iter(failed + new), "new", Limits(), since=100.0).verdict == "good"
+    assert decide(iter(failed + new), "new", Limits(), since=0.0).verdict == "bad"
 
 
 def test_without_a_candidate_or_a_server_there_is_nothing_to_watch(tmp_path: Path, release: Path, second_release: Path) -> None:

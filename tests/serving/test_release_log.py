@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,13 @@ def logged(folder: Path, *moves: str) -> ReleaseLog:
         event, version = move.split()
         log.append(event, version=int(version))
     return log
+
+
+def test_when_a_version_became_the_candidate(tmp_path: Path) -> None:
+    before = time.time()
+    log = logged(tmp_path, "stage 2", "promote 2", "stage 3")
+    assert before - 0.001 <= log.staged_at(2) <= log.staged_at(3) <= time.time()
+    assert log.staged_at(4) == 0.0
 
 
 @pytest.mark.parametrize(

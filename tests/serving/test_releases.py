@@ -159,6 +159,26 @@ def test_what_is_needed_is_not_retired(repository: Repository, version: int, sai
     assert contents(repository.path) == before
 
 
+def test_a_retirement_that_is_broken_off_offers_nothing_that_it_has_deleted(
+    repository: Repository, release: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(release, repository, stage=True)
+    removed = Repository.remove_version
+
+    def remove(repository: Repository, version: int) -> None:
+        removed(repository, version)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Repository, "remove_version", remove)
+    with pytest.raises(KeyboardInterrupt):
+        retire(repository, [4, 1])
+    assert (repository.versions(), repository.offered(), repository.pinned(CANDIDATE)) == ([1, 2, 3], [2, 3], 3)
+
+
+def test_a_version_named_twice_is_retired_once(repository: Repository) -> None:
+    assert retire(repository, [1, 1]) == [1]
+
+
 def test_the_newest_are_kept(repository: Repository, releases: list[Path]) -> None:
     for folder in releases[:2]:
         publish(folder, repository)

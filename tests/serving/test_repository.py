@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from builders.model_config import CONFIGS
 from contract.command import Failure, UsageError
-from contract.release import read_manifest
+from contract.release import MANIFEST_FILE, read_manifest
 from contract.tensors import CANDIDATE, CLASSIFIER, ENGINE, ENSEMBLES, STEPS, TOKENIZER
 from serving.repository import Repository
 from tests.served import deployed
@@ -54,7 +55,7 @@ def test_offered_versions_reach_every_config_of_every_step(tmp_path: Path) -> No
     assert repository.offered() == [3, 4]
     configs = [*repository.path.glob("*/config.pbtxt"), *repository.path.glob("*/configs/*.pbtxt")]
     stepped = [path.read_text() for path in configs if path.parts[-2] not in ENSEMBLES]
-    assert len(stepped) == 3
+    assert len(stepped) == len([name for name in CONFIGS if name.split("/")[0] in STEPS])
     assert all("versions: 3\n    versions: 4" in text for text in stepped)
 
 
@@ -98,7 +99,7 @@ def test_an_unreadable_config_is_named(tmp_path: Path) -> None:
 def test_what_was_changed_is_restored_and_nothing_else_is_touched(tmp_path: Path, release: Path) -> None:
     repository = deployed(tmp_path, release)
     configs = repository.configs()
-    assert len(configs) == 5
+    assert len(configs) == len(CONFIGS)
     repository.offer([1, 2])
     repository.pin(2)
     untouched = (repository.path / CANDIDATE / "config.pbtxt").stat().st_mtime_ns
@@ -122,6 +123,16 @@ def test_before_a_start_damaged_versions_are_offered_no_longer_but_for_the_one_t
     assert repository.offer_whole() == ([] if break_version == 1 else [break_version])
     assert repository.offered() == [version for version in (1, 2, 3) if version in (1, 5 - break_version) or break_version == 1]
     assert repository.pinned(CANDIDATE) == (1 if break_version == 3 else 3)
+
+
+def test_a_version_without_its_manifest_is_damaged_and_keeps_no_server_from_starting(tmp_path: Path, release: Path) -> None:
+    repository = deployed(tmp_path, release)
+    admitted(repository, release)
+    repository.offer([1, 2])
+    (repository.folder(2) / MANIFEST_FILE).write_text("{")
+    assert repository.damaged(2) == [MANIFEST_FILE]
+    assert repository.offer_whole() == [2]
+    assert repository.offered() == [1]
 
 
 def test_a_python_step_has_its_config_as_its_model_reads_it(tmp_path: Path) -> None:

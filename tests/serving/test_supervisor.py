@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from contract.command import Failure
+from contract.tensors import CLASSIFIER, ENGINE, TOKENIZER
 from serving import events
 from serving.events import EventLog, events_path
 from serving.launch import Installation
@@ -18,7 +20,8 @@ from serving.probe import OK, Outcome, Prober
 from serving.process import ServerProcess
 from serving.repository import Repository
 from serving.state import ServerState
-from serving.supervisor import LONGEST_PAUSE_S, Limits, Supervisor, pause_s
+from serving.supervisor import LONGEST_PAUSE_S, Limits, Supervisor, Watch, pause_s
+from tests.served import deployed
 
 STATE = ServerState(pid=1, grpc_url="127.0.0.1:9", http_url="127.0.0.1:9", metrics_url="127.0.0.1:9", control_token="x")
 LIMITS = Limits(start_timeout_s=240, patience_s=60, python_steps=(), restarts=3)
@@ -49,6 +52,37 @@ def test_a_first_server_that_does_not_come_up_is_a_failure_with_its_last_words(t
     assert not (tmp_path / ".server.json").exists()
 
 
+def test_another_server_is_offered_whole_versions_only(tmp_path: Path, release: Path, second_release: Path) -> None:
+    repository = deployed(tmp_path, release, second_release)
+    (repository.path / ENGINE / "1" / "model.onnx").write_bytes(b"")
+
+    def start(with_candidate: bool) -> ServerProcess:
+        raise Failure(f"started with {repository.offered()}")
+
+    supervisor = Supervisor(repository, STATE, start, LIMITS, EventLog(tmp_path / "events.jsonl"))
+    supervisor._ends = 1
+    with repository.locked(), pytest.raises(Failure, match=re.escape("started with [1, 2]")):  # a publisher is at work
+        supervisor._serve(lambda release: None)
+    with pytest.raises(Failure, match=re.escape("started with [2]")):
+        supervisor._serve(lambda release: None)
+    told = [(line["event"], line.get("version")) for line in lines(tmp_path / "events.jsonl")]
+    assert told == [("versions-not-checked", None), ("version-damaged", 1)]
+
+
+def test_a_config_with_a_mistake_changes_nothing_for_a_running_server(tmp_path: Path, release: Path) -> None:
+    repository = deployed(tmp_path, release)
+    sleeping = Installation(Path(sys.executable), ["-c", "import time; time.sleep(60)"])
+    server = ServerProcess(sleeping, [], log=tmp_path / "log", shm_prefix="bert_test_none_", environment={})
+    try:
+        with Watch(repository, STATE, server, LIMITS, EventLog(tmp_path / "events.jsonl")) as watch:
+            for broken in ("", "max_batch_size: 64 max_que"):
+                for model in (CLASSIFIER, TOKENIZER):
+                    (repository.path / model / "config.pbtxt").write_text(broken)
+                assert watch._look() == ""
+    finally:
+        server.kill()
+
+
 def test_it_gives_up_after_so_many_ends_in_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = EventLog(tmp_path / "events.jsonl")
     supervisor = Supervisor(Repository(tmp_path), STATE, lambda _: pytest.fail("not started"), LIMITS, log)
@@ -69,6 +103,11 @@ def test_the_event_file_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [line["number"] for line in kept] == list(range(20))[-len(kept) :]
     assert all((tmp_path / name).stat().st_size < 500 for name in ("events.jsonl", "events.jsonl.1"))
     assert "tested number=19" in capsys.readouterr().err
+
+
+def test_an_event_that_cannot_be_written_is_said_and_ends_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    EventLog(tmp_path / "absent" / "events.jsonl").write("tested", number=1)
+    assert "tested number=1 not_in_the_file=[Errno 2]" in capsys.readouterr().err
 
 
 def test_a_prober_has_one_request_under_way_and_grows_impatient() -> None:

@@ -1,4 +1,4 @@
-"""`training.bench` and `training.quality`: contestants train, ratios are taken round by round, the README their tables."""
+"""`training.bench`, `training.quality`: contestants train, ratios are taken in rounds, docs/training.md has their tables."""
 
 from __future__ import annotations
 
@@ -113,20 +113,20 @@ def test_an_unknown_row_is_refused(changes: dict[str, Any], said: str) -> None:
 
 
 def marked(name: str) -> str:
-    """The README's table behind the marker of `name`."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    found = re.findall(rf"^<!-- table: docs/measurements/{name} -->\n\n?((?:[^\n#<].*\n|\n)*)", readme, re.MULTILINE)
-    assert len(found) == 1, f"{len(found)} markers of {name} in the README"
+    """The page's table behind the marker of `name`."""
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    found = re.findall(rf"^<!-- table: docs/measurements/{name} -->\n\n?((?:[^\n#<].*\n|\n)*)", page, re.MULTILINE)
+    assert len(found) == 1, f"{len(found)} markers of {name} on the page"
     return str(found[0]).strip()
 
 
-def test_the_readme_holds_the_measured_training_speed() -> None:
+def test_the_page_holds_the_measured_training_speed() -> None:
     measured = json.loads((MEASUREMENTS / "training.json").read_text(encoding="utf-8"))
     assert marked("training.json").startswith(markdown(measured))
     assert {(entry["faster"], entry["slower"]): entry["goal"] for entry in measured["strategies"]["ratios"]} == GOALS
 
 
-def test_the_readme_holds_the_measured_quality() -> None:
+def test_the_page_holds_the_measured_quality() -> None:
     measurements = read_measurements(MEASUREMENTS / "quality")
     assert {measured["row"] for measured in measurements} == {path.stem for path in (MEASUREMENTS / "quality").glob("*.json")}
     assert marked("quality") == table(measurements)

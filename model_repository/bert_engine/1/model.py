@@ -27,7 +27,7 @@ COUNTERS = {
     "bert_engine_padding_tokens_total": "Padding computed beside the tokens",
     "bert_engine_calls_total": "Calls of the runtime",
     "bert_engine_seconds_total": "Seconds spent in the runtime",
-    "bert_engine_refused_total": "Requests refused",
+    "bert_engine_refused_total": "Requests without an answer: bad input, or the runtime failed",
 }
 REPORT_S = 0.5  # between two reports of the counts
 
@@ -205,27 +205,36 @@ class TritonPythonModel:
         self.pending, self.reported_at = {}, time.monotonic()
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
-        """One response a request, in order; when a joint run fails, each request is run alone, to fail by itself."""
-        inputs = [
-            tuple(pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in ("input_ids", "attention_mask"))
-            for request in requests
-        ]
+        """One response a request, in order; bad input fails its own request, before anything is computed."""
         self.progress[3] = np.inf  # under way
         try:
-            answers = self.run([strip_padding(ids, mask) for ids, mask in inputs])
-        except Exception as error:  # the runtimes have no narrower base for what a run may raise
-            if len(requests) > 1:
-                return [self.execute([request])[0] for request in requests]
-            self.count(refused=1)
-            return [pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))]
+            read = [self.read(request) for request in requests]
+            answers = iter(self.answer([rows for rows in read if isinstance(rows, list)]))
+            return [next(answers) if isinstance(rows, list) else pb_utils.InferenceResponse(error=rows) for rows in read]
         finally:
             self.progress[3] = time.monotonic()
             self.report()
-        return [pb_utils.InferenceResponse([pb_utils.Tensor("logits", logits)]) for logits in answers]
 
-    def run(self, requests: list[list[Int32]]) -> list[Float32]:
-        """The unpadded rows of each request -> its logits [B, C]."""
-        rows = [row for request in requests for row in request]
-        check_rows(rows, self.settings["vocab_size"], self.settings["positions"])
-        remaining = iter(run_rows(self.engine, rows, self.count))
-        return [np.stack([next(remaining) for _ in request]) for request in requests]
+    def read(self, request: pb_utils.InferenceRequest) -> list[Int32] | pb_utils.TritonError:
+        """The unpadded rows of a request, or why it is refused."""
+        ids, mask = (pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in ("input_ids", "attention_mask"))
+        try:
+            rows = strip_padding(ids, mask)
+            check_rows(rows, self.settings["vocab_size"], self.settings["positions"])
+        except ValueError as error:
+            self.count(refused=1)
+            return pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
+        return rows
+
+    def answer(self, requests: list[list[Int32]]) -> list[pb_utils.InferenceResponse]:
+        """One response for the rows of each request; when a joint run fails, each request is run alone, to fail by itself."""
+        try:
+            remaining = iter(run_rows(self.engine, [row for rows in requests for row in rows], self.count))
+        except Exception as error:  # the runtimes have no narrower base for what a run may raise
+            if len(requests) > 1:
+                return [self.answer([rows])[0] for rows in requests]
+            self.count(refused=1)
+            said = f"{self.settings['kind']} failed: {error}"
+            return [pb_utils.InferenceResponse(error=pb_utils.TritonError(said, pb_utils.TritonError.INTERNAL))]
+        logits = [np.stack([next(remaining) for _ in rows]) for rows in requests]  # [B, C] of each request
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("logits", one)]) for one in logits]

@@ -143,12 +143,15 @@ def padded_length(longest: int, buckets: list[int], max_length: int) -> int:
 def to_arrays(
     encodings: list[Encoding], length: int, pad_id: int
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
-    """(input_ids [B, T], attention_mask [B, T], truncated [B, 1]) of one request, padded on the right to `length`."""
+    """(input_ids [B, T], attention_mask [B, T], truncated [B, 1]) of one request, padded on the right to `length`.
+
+    `ids` and `overflowing` are asked once a text: each time they are copied out of the tokenizer, as lists.
+    """
     ids = np.full((len(encodings), length), pad_id, dtype=np.int32)
     mask = np.zeros((len(encodings), length), dtype=np.int32)
     for row, encoding in enumerate(encodings):
-        ids[row, : len(encoding.ids)] = encoding.ids
-        mask[row, : len(encoding.ids)] = 1
+        ids[row, : len(encoding)] = encoding.ids
+        mask[row, : len(encoding)] = 1
     truncated = np.array([[bool(encoding.overflowing)] for encoding in encodings], dtype=np.bool_)
     return ids, mask, truncated
 
@@ -193,7 +196,7 @@ class TritonPythonModel:
         accepted = [self.accept(request, wait_s) for request in requests]
         texts = [text for answer in accepted if isinstance(answer, list) for text in answer]
         encodings = self.tokenizer.encode_batch_fast(texts)
-        tokens = sum(len(encoding.ids) for encoding in encodings)
+        tokens = sum(map(len, encodings))
         remaining = iter(encodings)
         responses = [
             self.respond([next(remaining) for _ in answer])
@@ -205,7 +208,6 @@ class TritonPythonModel:
         self.backlog.add(tokens, ended)
         self.counts.add("bert_texts_total", len(texts))
         self.counts.add("bert_tokens_total", tokens)
-        self.counts.add("bert_truncated_total", sum(bool(encoding.overflowing) for encoding in encodings))
         self.counts.add("bert_tokenizer_seconds_total", ended - began)
         self.counts.report(ended)
         return responses
@@ -224,8 +226,9 @@ class TritonPythonModel:
 
     def respond(self, encodings: list[Encoding]) -> pb_utils.InferenceResponse:
         """The response to one request."""
-        longest = max(len(encoding.ids) for encoding in encodings)
-        ids, mask, truncated = to_arrays(encodings, padded_length(longest, self.buckets, self.max_length), self.pad_id)
+        length = padded_length(max(map(len, encodings)), self.buckets, self.max_length)
+        ids, mask, truncated = to_arrays(encodings, length, self.pad_id)
+        self.counts.add("bert_truncated_total", int(truncated.sum()))
         release = np.full((len(encodings), 1), self.release, dtype=object)
         tensors = {"input_ids": ids, "attention_mask": mask, "truncated": truncated, "release": release}
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in tensors.items()])

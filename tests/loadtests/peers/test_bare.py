@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from contract.command import Failure, UsageError
-from loadtests.peers.bare import load_engine, measure_bare
+from loadtests.peers.bare import BACKEND, load_engine, measure_bare
 
 MODEL = """
 import json
@@ -42,6 +43,7 @@ def test_the_engine_gets_what_the_stub_gives(folder: Path) -> None:
     engine = load_engine(folder, "3", {"parameters": {}})
     assert (engine.args["model_version"], engine.args["model_repository"]) == ("3", str(folder))
     assert json.loads(engine.args["model_config"]) == {"parameters": {}}
+    assert BACKEND not in sys.modules, "the backend that stands in stays behind"
 
 
 def test_every_call_holds_a_full_batch_of_the_next_rows(folder: Path) -> None:
