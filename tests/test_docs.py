@@ -12,10 +12,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-# Every help in one process: torch and its friends are imported once, and each command runs in a fork of it.
+# Every help in one process: what is large is imported once, and each command runs in a fork of it.
 HELPS = """
 import io, json, os, runpy, sys
-import builders.build, serving.releases, training.finetune
+import aiohttp, sklearn.linear_model, tritonclient.grpc.aio
+import builders.build, loadtests.measure, serving.releases, training.finetune
 helps = {}
 for command in json.loads(sys.argv[1]):
     module, *subcommand = command.split()

@@ -16,10 +16,11 @@ from typing import Any
 import aiohttp
 
 CHROMIUM = shutil.which("chromium")
-START_TIMEOUT_S = 60
+START_TIMEOUT_S = 120
 SWITCHES = (
     *("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"),
     *("disable-component-update", "disable-sync", "remote-debugging-port=0"),
+    "disable-dev-shm-usage",  # which is small in a container
 )
 
 
