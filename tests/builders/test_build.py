@@ -318,6 +318,22 @@ def test_fewer_than_one_probe_text_is_refused(tmp_path: Path, count: int) -> Non
         Build(checkpoint=tmp_path, output=tmp_path / "release", probe_texts=count)
 
 
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        ({}, 256),
+        ({"engine": "auto", "precision": "fp32"}, 256),
+        ({"engine": "auto"}, 2000),
+        ({"precision": "int8"}, 2000),
+        ({"engine": "tensorrt", "precision": "fp16"}, 2000),
+        ({"precision": "int8", "probe_texts": 7}, 7),
+    ],
+    ids=["fp32", "auto of fp32", "auto", "int8", "fp16", "as told"],
+)
+def test_an_engine_that_rounds_is_compared_on_more_texts(tmp_path: Path, options: dict[str, Any], count: int) -> None:
+    assert Build(checkpoint=tmp_path, output=tmp_path / "release", **options).compared_texts == count
+
+
 def test_the_command_prints_what_it_measured_and_ends_with_0(merged: Path, tmp_path: Path) -> None:
     done = command(merged, "--output", tmp_path / "release", "--repository", tmp_path / "repository", "--probe-texts", "9")
     assert done.returncode == 0, done.stderr
