@@ -90,6 +90,8 @@ class Build:
                 raise UsageError(f"--{name} is {number}; it must be at least {least}")
         if self.layout != "padded" and self.engine != "tensorrt":
             raise UsageError(f"--layout {self.layout} is one of --engine tensorrt; {self.engine} takes padded")
+        if self.quantization_report is not None and self.quantization_report.exists():  # before the minutes that it takes
+            raise UsageError(f"--quantization-report {self.quantization_report} exists already; name another folder")
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*", self.name):
             raise UsageError(f"--name is {self.name!r}; use letters, digits, dots and dashes")
 

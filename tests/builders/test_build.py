@@ -271,6 +271,11 @@ def test_a_packed_layout_is_one_of_tensorrt(tmp_path: Path) -> None:
         Build(checkpoint=tmp_path, output=tmp_path / "release", engine="openvino", layout="packed")
 
 
+def test_a_quantization_report_that_exists_is_refused_before_anything_is_quantised(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--quantization-report .* exists already; name another folder"):
+        Build(checkpoint=tmp_path, output=tmp_path / "release", engine="auto", quantization_report=tmp_path)
+
+
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "run.json"])
 def test_a_half_written_checkpoint_is_refused(copied: Path, tmp_path: Path, name: str) -> None:
     (copied / name).unlink()
