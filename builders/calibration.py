@@ -6,7 +6,6 @@ and compared with the hash in `run.json`; where the data is no longer there, a f
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from contract.files import read_json_lines
 from training.checkpoint import Checkpoint
 from training.datasets import Dataset, read_dataset
 from training.options import Finetune
+from training.readers import read_columns
 from training.split import hash_rows, split_dataset
 
 
@@ -79,14 +79,13 @@ def read_texts(file: Path) -> list[str]:
         if file.suffix == ".jsonl":
             texts = [row["text"] for row in read_json_lines(file)]
         elif file.suffix == ".csv":
-            with file.open(newline="", encoding="utf-8") as handle:
-                texts = [row["text"] for row in csv.DictReader(handle)]
+            texts = [text for (text,) in read_columns(file, ["text"])]
         else:
             texts = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read the texts of {file}: {error}") from error
     except (KeyError, TypeError) as error:
-        raise UsageError(f'{file} must have a "text" in every {"line" if file.suffix == ".jsonl" else "row"}') from error
+        raise UsageError(f'{file} must have a "text" in every line') from error
     if not all(isinstance(text, str) for text in texts):
         raise UsageError(f'{file}: every "text" must be a string')
     return [text for text in texts if text.strip()]

@@ -10,6 +10,7 @@ tokens; `--table` takes seconds a text that another machine measured, as {"16": 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +119,7 @@ def plan_lengths(options: PlanLengths) -> None:
     candidates = candidate_lengths(options.max_length, options.multiple)
     cost = _cost(options, config)
     plan = choose_lengths(lengths, candidates, options.buckets, cost)
-    print_plan(plan, evaluate(_counts(lengths), [options.max_length], cost), _today(lengths, options.max_length, cost))
+    print_plan(plan, evaluate(Counter(lengths), [options.max_length], cost), _today(lengths, options.max_length, cost))
     largest = activation_bytes(config, MAX_BATCH_SIZE, options.max_length, bytes_per_number=2)
     print(
         f"one engine with {len(plan.lengths)} profiles; in FP16 each execution context holds at most about "
@@ -145,14 +146,10 @@ def _cost(options: PlanLengths, config: BertConfig) -> Cost:
     return curve
 
 
-def _counts(lengths: Sequence[int]) -> dict[int, int]:
-    return {length: lengths.count(length) for length in set(lengths)}
-
-
 def _today(lengths: Sequence[int], max_length: int, cost: Cost) -> LengthPlan:
     """What the lengths that the tokenizer step pads to without a plan mean for these texts."""
     bounds = [*(length for length in BUCKET_LENGTHS if length < max_length), max_length]
-    return evaluate(_counts(lengths), bounds, cost)
+    return evaluate(Counter(lengths), bounds, cost)
 
 
 def print_plan(plan: LengthPlan, single: LengthPlan, today: LengthPlan) -> None:

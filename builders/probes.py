@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from contract.command import UsageError
 from contract.probes import Probes
 from contract.tensors import MAX_TEXT_BYTES
 from training.batches import encode
@@ -25,10 +26,16 @@ def make_probes(checkpoint: Checkpoint, texts: Sequence[str], parity: dict[str, 
 
     The bound follows from `parity`, what was measured of this engine at build time: twice its largest difference from the
     checkpoint, so that a quantised engine is held to what it showed, and an exact one to rounding.
+
+    Raises:
+        UsageError: no text that a server would take.
     """
-    usable = sorted((text for text in set(texts) if text.strip() and len(text.encode()) <= MAX_TEXT_BYTES), key=len)
-    count = min(PROBE_COUNT, len(usable))
-    chosen = [usable[round(number * (len(usable) - 1) / max(count - 1, 1))] for number in range(count)]
+    usable = {text for text in texts if text.strip() and len(text.encode()) <= MAX_TEXT_BYTES}
+    if not usable:
+        raise UsageError(f"none of the {len(texts)} held-out texts can be served, all are blank or too long; train on others")
+    ordered = sorted(usable, key=lambda text: (len(text), text))  # the same in every build
+    count = min(PROBE_COUNT, len(ordered))
+    chosen = [ordered[round(number * (len(ordered) - 1) / max(count - 1, 1))] for number in range(count)]
     logits = compute_logits(checkpoint.model, encode(checkpoint.tokenizer, chosen, []), tokens_per_batch=4096)
     return Probes(
         texts=chosen,

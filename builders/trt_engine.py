@@ -10,13 +10,10 @@ API: https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/python-api/
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
-import signal
-import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +22,7 @@ import onnx
 from tqdm import tqdm
 
 from builders.containers import CONTAINERS, version_tuple
+from builders.plan_progress import noting_interrupts, progress_monitor
 from builders.plan_settings import PlanSettings, Profile
 from contract.command import Failure, UsageError
 from contract.files import write_bytes
@@ -121,7 +119,7 @@ def build_plan(trt: Any, model: onnx.ModelProto, profiles: Sequence[Profile], se
     with tqdm(desc=f"building with {trt.__name__.split('_bindings')[0]} {trt.__version__}", unit="steps", total=0) as bar:
         monitor = progress_monitor(trt, bar)
         config.progress_monitor = monitor
-        with _noting_interrupts(monitor):
+        with noting_interrupts(monitor):
             plan = builder.build_serialized_network(network, config)
     del parser  # it holds the weights that the network points to, until here
     if monitor.interrupted:
@@ -215,52 +213,6 @@ def network_census(network: Any) -> Counter[tuple[str, str]]:
 
 def _short(value: Any) -> str:
     return str(value).rsplit(".", 1)[-1]
-
-
-def progress_monitor(trt: Any, bar: Any) -> Any:
-    """TensorRT's steps on a progress bar whose total grows as phases begin; `interrupted`, once set, stops at the next."""
-
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            self.interrupted = False
-            self._lock = threading.Lock()  # phases run on several threads
-            self._left: dict[str, int] = {}
-
-        def _move(self, phase: str, more: int, done: int) -> None:
-            with self._lock:
-                self._left[phase] = self._left.get(phase, 0) + more - done
-                bar.total += more
-                bar.update(done)
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            self._move(phase_name, num_steps, 0)
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            self._move(phase_name, 0, 1)
-            return not self.interrupted
-
-        def phase_finish(self, phase_name: str) -> None:
-            self._move(phase_name, 0, self._left.get(phase_name, 0))
-
-    return Monitor()
-
-
-@contextlib.contextmanager
-def _noting_interrupts(monitor: Any) -> Iterator[None]:
-    """Note SIGINT in `monitor` instead of raising: an exception must not fly through TensorRT's own frames."""
-    if threading.current_thread() is not threading.main_thread():  # where signals cannot be handled, and do not arrive
-        yield
-        return
-
-    def note(*_: Any) -> None:
-        monitor.interrupted = True
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def open_plan(trt: Any, plan: bytes, *, version_compatible: bool = False) -> Any:

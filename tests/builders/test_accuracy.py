@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import binomtest
 
 from builders.accuracy import Accuracy, compare_accuracy
+from builders.build import ROUNDED_TEXTS
 from builders.parity import Float32
 
 
@@ -54,6 +55,21 @@ def test_a_larger_drop_fails_and_says_how_large(rows: int, lost: int, won: int) 
     (failure,) = accuracy(rows=rows, lost=lost, won=won).failures
     assert failure.startswith(f"accuracy falls by {100 * (lost - won) / rows:.2f} points")
     assert "allowed 0.3" in failure
+
+
+def refused(*, rows: int, drop: float, moved: float) -> float:
+    """Share of 1000 engines that fail, of those that lose `drop` of all rows and, both ways together, move `moved` of them."""
+    lost, won = (moved + drop) / 2, (moved - drop) / 2
+    drawn = np.random.default_rng(0).multinomial(rows, [lost, won, 1 - lost - won], size=1000)[:, :2]
+    pairs, times = np.unique(drawn, axis=0, return_counts=True)
+    failed = [bool(accuracy(rows=rows, lost=lost, won=won).failures) for lost, won in pairs.tolist()]
+    return float(np.average(failed, weights=times))
+
+
+def test_the_rows_that_a_rounding_engine_is_compared_on_tell_a_loss_of_one_point_from_none() -> None:
+    assert refused(rows=ROUNDED_TEXTS, drop=0.01, moved=0.02) > 0.8
+    assert refused(rows=ROUNDED_TEXTS, drop=0.0, moved=0.015) < 0.04
+    assert refused(rows=256, drop=0.01, moved=0.02) < 0.2  # why they are more
 
 
 def test_the_line_for_people_names_both_accuracies_and_the_test() -> None:

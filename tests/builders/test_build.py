@@ -271,6 +271,11 @@ def test_a_packed_layout_is_one_of_tensorrt(tmp_path: Path) -> None:
         Build(checkpoint=tmp_path, output=tmp_path / "release", engine="openvino", layout="packed")
 
 
+def test_a_quantization_report_that_exists_is_refused_before_anything_is_quantised(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--quantization-report .* exists already; name another folder"):
+        Build(checkpoint=tmp_path, output=tmp_path / "release", engine="auto", quantization_report=tmp_path)
+
+
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "run.json"])
 def test_a_half_written_checkpoint_is_refused(copied: Path, tmp_path: Path, name: str) -> None:
     (copied / name).unlink()
@@ -316,6 +321,22 @@ def test_a_name_that_is_no_file_name_is_refused(tmp_path: Path, name: str) -> No
 def test_fewer_than_one_probe_text_is_refused(tmp_path: Path, count: int) -> None:
     with pytest.raises(UsageError, match=f"--probe-texts is {count}; it must be at least 1"):
         Build(checkpoint=tmp_path, output=tmp_path / "release", probe_texts=count)
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        ({}, 256),
+        ({"engine": "auto", "precision": "fp32"}, 256),
+        ({"engine": "auto"}, 2000),
+        ({"precision": "int8"}, 2000),
+        ({"engine": "tensorrt", "precision": "fp16"}, 2000),
+        ({"precision": "int8", "probe_texts": 7}, 7),
+    ],
+    ids=["fp32", "auto of fp32", "auto", "int8", "fp16", "as told"],
+)
+def test_an_engine_that_rounds_is_compared_on_more_texts(tmp_path: Path, options: dict[str, Any], count: int) -> None:
+    assert Build(checkpoint=tmp_path, output=tmp_path / "release", **options).compared_texts == count
 
 
 def test_the_command_prints_what_it_measured_and_ends_with_0(merged: Path, tmp_path: Path) -> None:

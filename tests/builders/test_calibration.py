@@ -72,7 +72,7 @@ def test_a_file_without_texts_is_refused(checkpoint: Checkpoint, tmp_path: Path,
 
 
 def test_every_format_gives_its_texts(tmp_path: Path) -> None:
-    texts = ['a "quoted" one', "two, with a comma"]
+    texts = ['a "quoted" one', "two, with a comma", "long " * 30_000]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text, "x": 1}) + "\n" for text in texts))
     with (tmp_path / "a.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("x", "text"), *((1, text) for text in texts)])
@@ -87,7 +87,9 @@ def test_every_format_gives_its_texts(tmp_path: Path) -> None:
         ("a.jsonl", "[1]\n", 'must have a "text" in every line'),
         ("a.jsonl", '{"text": 3}\n', 'every "text" must be a string'),
         ("a.jsonl", "{", "line 1 is not JSON"),
-        ("a.csv", "words\na\n", 'must have a "text" in every row'),
+        ("a.csv", "words\na\n", "has no column 'text'; it has 'words'"),
+        ("a.csv", 'text\n"a', "is not a well-formed CSV"),
+        ("a.csv", "text\na, b\n", "its cells are shifted"),
         ("b.txt", None, "cannot read the texts of"),
     ],
 )

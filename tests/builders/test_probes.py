@@ -39,6 +39,13 @@ def test_probes_are_texts_of_every_length_with_the_checkpoints_logits(checkpoint
 def test_texts_that_no_server_takes_are_no_probes(checkpoint: Checkpoint) -> None:
     probes = make_probes(checkpoint, ["  ", "x" * (MAX_TEXT_BYTES + 1), "the cat", "the cat"], PARITY)
     assert probes.texts == ["the cat"]
+    with pytest.raises(UsageError, match="none of the 2 held-out texts can be served"):
+        make_probes(checkpoint, ["  ", ""], PARITY)
+
+
+def test_the_same_texts_are_chosen_in_every_build(checkpoint: Checkpoint) -> None:
+    texts = ["moss", "fern", "bird", "tree", "a cat"]
+    assert make_probes(checkpoint, texts, PARITY).texts == ["bird", "fern", "moss", "tree", "a cat"]
 
 
 @pytest.mark.parametrize(("max_abs", "bound"), [(1e-6, ROUNDING), (0.2, 0.4)])

@@ -22,10 +22,11 @@ from builders import trt_engine
 from builders.graph_census import census
 from builders.graph_writer import Typing
 from builders.packed_graph import packed_onnx
+from builders.plan_progress import progress_monitor
 from builders.plan_proof import PlanSize, check_network, check_size
 from builders.plan_settings import PlanSettings, packed_profile, padded_profiles
 from builders.standard_graph import EXTRA_OUTPUTS, standard_onnx
-from builders.trt_engine import build_plan, check_version, load_tensorrt, open_plan, progress_monitor, refit_plan
+from builders.trt_engine import build_plan, check_version, load_tensorrt, open_plan, refit_plan
 from contract.command import Failure, UsageError
 from tests.builders.test_standard_graph import typing_of
 from tests.tiny import random_bert, tiny_config
