@@ -168,8 +168,8 @@ class Watch:
         self._pinned: int | None = None
         self._offered: frozenset[Name] = frozenset()
         self._read_repository()
-        known = frozenset((step, self._pinned) for step in limits.python_steps if self._pinned)
-        self._watchdog = Watchdog(limits.patience_s, known)
+        known = {(step, pinned) for step in limits.python_steps if (pinned := self._pinned)}
+        self._watchdog = Watchdog(limits.patience_s, frozenset(known))
         self._replacing: dict[Name, tuple[Future[Outcome], Verdict, float]] = {}
         self._unused: dict[str, float] = {}
         self._failed_loads = 0
