@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -81,7 +82,7 @@ class AsyncClassifier:
         attempts = Attempts(self._policy, self._budget, deadline)
         while True:
             try:
-                async with self._slots:
+                async with self._slot(deadline):
                     left_s = deadline.remaining_s()
                     answer = await self._transport.infer(texts, classes=classes, timeout_s=left_s, request_id=request_id)
                 attempts.succeeded()
@@ -90,6 +91,19 @@ class AsyncClassifier:
                 error.request_id = request_id
                 wait_s = attempts.wait_s(error)
             await self._sleep(wait_s)
+
+    @asynccontextmanager
+    async def _slot(self, deadline: Deadline) -> AsyncIterator[None]:
+        """One of the requests that may be under way at once; raises `TimedOut` when none comes free in time."""
+        try:
+            async with asyncio.timeout(deadline.remaining_s()):
+                await self._slots.acquire()
+        except TimeoutError as error:
+            raise deadline.over() from error
+        try:
+            yield
+        finally:
+            self._slots.release()
 
     async def check_ready(self) -> None:
         """See `Classifier.check_ready`."""

@@ -88,8 +88,12 @@ class Deadline:
         """Seconds that the next request may take; raises `TimedOut` when none are left."""
         left_s = self.left_s()
         if left_s <= 0:
-            raise TimedOut(f"the {self._timeout_s:g} s of this call are over; allow more, or send fewer texts in one call")
+            raise self.over()
         return left_s
+
+    def over(self) -> TimedOut:
+        """The error of a call that has taken too long."""
+        return TimedOut(f"the {self._timeout_s:g} s of this call are over; allow more, or send fewer texts in one call")
 
 
 class Attempts:

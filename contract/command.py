@@ -7,8 +7,10 @@ A command raises `UsageError` (the caller can fix the call) or `Failure` (the ca
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 
 
 class UsageError(Exception):
@@ -17,6 +19,19 @@ class UsageError(Exception):
 
 class Failure(Exception):  # noqa: N818 - reads as the field's word, "a failure"
     """The command was called rightly and its work failed; the message says why and what to do next. Exit code 1."""
+
+
+def stop_on_signals() -> None:
+    """Have SIGTERM end the command as Ctrl-C does, by KeyboardInterrupt; no second signal cuts its clean-up short."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) != signal.SIG_IGN:  # a shell's background jobs ignore Ctrl-C
+            signal.signal(number, interrupt)
 
 
 def run_command(main: Callable[[], None]) -> None:

@@ -13,19 +13,17 @@ from __future__ import annotations
 
 import os
 import secrets
-import signal
 import socket
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Literal
 
 import tyro
 
-from contract.command import Failure, UsageError, run_command
+from contract.command import Failure, UsageError, run_command, stop_on_signals
 from contract.tensors import CLASSIFIER, ENSEMBLES, STEPS, TOKENIZER
 from serving.events import EventLog, events_path
 from serving.launch import SHM_PREFIX_VARIABLE, find_installation, server_arguments
@@ -105,17 +103,22 @@ def claim_ports(address: str, wanted: dict[str, int]) -> dict[str, int]:
     return ports
 
 
+def check_servable(repository: Repository) -> None:
+    """Raise `UsageError` unless a release is published in the repository and nobody serves it."""
+    repository.check()
+    if repository.pinned() is None:
+        raise UsageError(f"no release is published in {repository.path}; python -m serving.releases publish RELEASE does that")
+    running = read_state(repository.path)
+    # In a container each of us is process 1: the file is then of one that was killed.
+    if running is not None and running.pid != os.getpid():
+        raise UsageError(f"{repository.path} is served already, by process {running.pid} at {running.grpc_url}")
+
+
 def serve(options: Serve) -> None:
     """Run the server until it is told to stop; see the module docstring."""
     repository = Repository(options.repository)
-    repository.check()
-    if repository.pinned() is None:
-        raise UsageError(
-            f"no release is published in {options.repository}; python -m serving.releases publish RELEASE does that"
-        )
-    running = read_state(options.repository)
-    if running is not None:
-        raise UsageError(f"{options.repository} is served already, by process {running.pid} at {running.grpc_url}")
+    check_servable(repository)
+    remove_state(options.repository)  # of one that was killed
     for version in repository.offer_whole():
         print(f"version {version} is damaged on the disk and is not loaded; retire it, or publish its release again")
     wanted = {"grpc": options.grpc_port, "http": options.http_port, "metrics": options.metrics_port}
@@ -125,7 +128,7 @@ def serve(options: Serve) -> None:
         **{f"{name}_url": f"{options.address}:{port}" for name, port in ports.items()},
         control_token=secrets.token_hex(16),
     )
-    signal.signal(signal.SIGTERM, _interrupt)
+    stop_on_signals()
     log = options.log or options.repository.with_name(options.repository.name + ".log")
     log.write_bytes(b"")
     events = EventLog(events_path(log))
@@ -176,11 +179,6 @@ def _starter(
         return ServerProcess(installation, arguments, log=log, shm_prefix=shm_prefix, environment=environment)
 
     return start
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the clean-up short
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import tyro
 from tqdm import tqdm
 
 from clients.canary import Outcome
-from contract.command import Failure, UsageError, run_command
+from contract.command import Failure, UsageError, run_command, stop_on_signals
 from serving.deployment import Deployment
 from serving.release_log import ReleaseLog
 from serving.repository import DEFAULT_REPOSITORY, Repository
@@ -126,4 +126,5 @@ def _recorded(path: Path, timeout_s: float) -> Iterator[Outcome]:
 
 
 if __name__ == "__main__":
+    stop_on_signals()  # in the middle of a flip, too: it is put back
     run_command(lambda: watch(tyro.cli(Canary, prog="python -m serving.canary", description=__doc__)))

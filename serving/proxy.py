@@ -10,16 +10,14 @@ SIGTERM, when the requests in flight are answered. docs/security.md says what is
 
 from __future__ import annotations
 
-import signal
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import tyro
 
-from contract.command import UsageError, run_command
+from contract.command import UsageError, run_command, stop_on_signals
 from contract.tensors import MAX_BATCH_SIZE, MAX_QUEUE_SIZE, MAX_TEXT_BYTES
 from serving.nginx import TEMPLATE, NginxProcess, address_of, find_nginx, listen, render
 from serving.state import ServerState, read_state
@@ -123,7 +121,7 @@ def proxy(options: Proxy) -> None:
     ):
         urls = {"http": address_of(http), "grpc": address_of(grpc)}
         configuration = render(TEMPLATE.read_text(encoding="utf-8"), values(options, state, Path(folder), **urls))
-        signal.signal(signal.SIGTERM, _interrupt)
+        stop_on_signals()
         nginx = NginxProcess(Path(folder), configuration, [http, grpc])
         try:
             nginx.wait_until_started(START_TIMEOUT_S)
@@ -135,12 +133,7 @@ def proxy(options: Proxy) -> None:
         except KeyboardInterrupt:
             print("draining and stopping", file=sys.stderr)
         finally:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the clean-up short
             nginx.stop()
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

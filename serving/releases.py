@@ -22,7 +22,7 @@ from typing import Annotated
 
 import tyro
 
-from contract.command import UsageError, run_command
+from contract.command import UsageError, run_command, stop_on_signals
 from serving.deployment import PROBE_TEXT, Deployment
 from serving.gate import Gate
 from serving.publish import publish
@@ -184,4 +184,5 @@ _Commands = (
 )
 
 if __name__ == "__main__":
+    stop_on_signals()  # whatever ends a publish, what it has changed is put back
     run_command(lambda: main(tyro.cli(_Commands, prog="python -m serving.releases", description=__doc__)))

@@ -185,7 +185,16 @@ def status(options: Status) -> None:
     before = read_server(state)
     while True:
         time.sleep(ONCE_S if options.once else options.every_s)
-        now = read_server(state)
+        try:
+            now = read_server(state)
+        except Failure as failure:
+            if options.once:
+                raise
+            print(failure, flush=True)  # the supervisor brings it back, and then there is most to see
+            continue
+        if now.server != before.server:
+            before = now  # another one, whose counters begin anew
+            continue
         events = list(read_json_lines(events_path(log))) if events_path(log).exists() else []
         screen = show(repository, state, before, now, events)
         print(screen if options.once or not sys.stdout.isatty() else CLEAR + screen, flush=True)

@@ -165,11 +165,9 @@ class Watch:
         self._wait_s = 2 * limits.patience_s
         self._classifier = Prober(self._pool, lambda: infer(state.http_url, CLASSIFIER, None, self._wait_s))
         self._direct: dict[Name, Prober] = {}
-        self._pinned: int | None = None
+        self._pinned = pinned = repository.pinned()
         self._offered: frozenset[Name] = frozenset()
-        self._read_repository()
-        known = frozenset((step, self._pinned) for step in limits.python_steps if self._pinned)
-        self._watchdog = Watchdog(limits.patience_s, known)
+        self._watchdog = Watchdog(limits.patience_s, frozenset((step, pinned) for step in limits.python_steps if pinned))
         self._replacing: dict[Name, tuple[Future[Outcome], Verdict, float]] = {}
         self._unused: dict[str, float] = {}
         self._failed_loads = 0

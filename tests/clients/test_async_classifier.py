@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,23 @@ def test_when_one_request_fails_the_others_are_cancelled_and_its_own_error_comes
         assert transport.running == 0
         assert len(transport.inner.requests) < 10
         assert await running_besides_me() == 0
+
+    asyncio.run(main())
+
+
+def test_a_call_that_waits_for_its_turn_keeps_its_deadline() -> None:
+    async def main() -> None:
+        gate = asyncio.Event()
+        transport = AsyncMemoryTransport(gate=gate)
+        classifier = AsyncClassifier(transport, in_flight=1)
+        first = asyncio.create_task(classifier.classify(["a"]))
+        while transport.running < 1:
+            await asyncio.sleep(0)
+        with pytest.raises(TimedOut, match=re.escape("the 0.05 s of this call are over")):
+            await classifier.classify(["b"], timeout_s=0.05)  # for as long as the gate is closed, nothing else ends it
+        gate.set()
+        assert len(await first) == 1
+        assert len(await classifier.classify(["c"])) == 1
 
     asyncio.run(main())
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 
 import pytest
 
-from contract.command import Failure, UsageError, run_command
+from contract.command import Failure, UsageError, run_command, stop_on_signals
 
 
 def raising(error: BaseException) -> Callable[[], None]:
@@ -70,3 +71,34 @@ def test_an_exit_of_the_option_parser_passes_through() -> None:
     with pytest.raises(SystemExit) as stop:
         run_command(raising(SystemExit(2)))
     assert stop.value.code == 2
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_interrupts_and_a_second_one_does_not_cut_the_clean_up_short(first: int, second: int) -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    cleaned = False
+    try:
+        stop_on_signals()
+        with pytest.raises(KeyboardInterrupt):
+            try:
+                os.kill(os.getpid(), first)
+            finally:
+                os.kill(os.getpid(), second)
+                cleaned = True
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert cleaned
+
+
+def test_a_background_job_of_a_shell_goes_on_ignoring_ctrl_c() -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        stop_on_signals()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from contract.command import Failure
+from contract.command import Failure, UsageError
 from contract.files import read_json_lines
-from serving.__main__ import claim_ports
+from serving.__main__ import check_servable, claim_ports
 from serving.state import STATE_FILE, ServerState, read_state
 from serving.stubs import ZOMBIE, child_pids, read_status
 from tests.served import deployed, serving, start, stop, wait_until_served
@@ -66,6 +66,16 @@ def test_a_killed_supervisor_takes_its_server_along(tmp_path: Path, release: Pat
     assert read_state(repository.path) is None  # the file is still there, its process is not
     with serving(repository):  # and so it does not stand in the way
         pass
+
+
+def test_in_a_container_the_file_of_a_killed_server_bears_our_own_number(tmp_path: Path, release: Path) -> None:
+    repository = deployed(tmp_path, release)
+    urls = {f"{name}_url": "127.0.0.1:9" for name in ("grpc", "http", "metrics")}
+    ServerState(pid=os.getpid(), control_token="x", **urls).write(repository.path)
+    check_servable(repository)
+    ServerState(pid=os.getppid(), control_token="x", **urls).write(repository.path)
+    with pytest.raises(UsageError, match="is served already"):
+        check_servable(repository)
 
 
 def test_a_killed_server_is_started_again_on_the_same_ports(tmp_path: Path, release: Path) -> None:

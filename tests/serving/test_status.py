@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from clients import connect
-from contract.command import UsageError
+from contract.command import Failure, UsageError
 from serving.repository import Repository
 from serving.state import ServerState
-from serving.status import Status, parse_metrics, status, total
+from serving.status import Reading, Status, parse_metrics, read_server, status, total
 from tests.served import deployed, serving
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,6 +52,30 @@ def test_one_screen_of_a_real_server(served: tuple[Repository, ServerState]) -> 
     for wanted in ("bert_tokenizer ", "bert_engine ", "texts/s", "refused 0.0/s overloaded", "tritonserver ", "server-answers"):
         assert any(wanted in line for line in rest), (wanted, done.stdout)
     assert sum(" process " in line and " MiB" in line for line in rest) == 2
+
+
+@pytest.mark.server
+def test_the_screen_outlives_a_restart_of_the_server(
+    served: tuple[Repository, ServerState], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repository, state = served
+    one = read_server(state)
+    other = [dataclasses.replace(one, server=0, metrics={}, at_s=one.at_s + seconds) for seconds in (1, 2)]
+    readings: Iterator[Reading | BaseException] = iter([one, Failure("is it starting again?"), *other, KeyboardInterrupt()])
+
+    def read(_: ServerState) -> Reading:
+        reading = next(readings)
+        if isinstance(reading, BaseException):
+            raise reading
+        return reading
+
+    monkeypatch.setattr("serving.status.read_server", read)
+    with pytest.raises(KeyboardInterrupt):
+        status(Status(repository=repository.path, every_s=0.2))
+    said, *screen = capsys.readouterr().out.splitlines()
+    assert said == "is it starting again?"
+    assert "-" not in "".join(line.partition("requests/s")[0] for line in screen if "requests/s" in line)
+    assert sum("serves as version 1" in line for line in screen) == 1
 
 
 def test_without_a_server_the_next_step_is_named(tmp_path: Path, release: Path) -> None:
