@@ -96,6 +96,7 @@ def write_ranges(options: InputRanges) -> None:
     checkpoint = load_checkpoint(options.checkpoint)
     calibration = read_calibration(checkpoint, options.calibration_texts, rows=options.calibration_rows)
     found = choose_ranges(checkpoint, options.precision, calibration)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
     write_json(options.output, found.ranges)
     for name, error in found.errors.items():
         print(f"{name:>8} %: logits off by {error:.4g} on average" + (", taken" if name == found.percentile else ""))

@@ -180,7 +180,7 @@ def activation_bytes(config: BertConfig, batch: int, tokens: int, bytes_per_numb
 
 
 def plan_record(plan: LengthPlan, *, best_batch: int, max_batch: int) -> dict[str, Any]:
-    """The plan as JSON: what `--lengths` of a TensorRT build reads, and the profiles that follow."""
+    """The plan as JSON: what `--tensorrt.lengths` of a build reads, and the profiles that follow."""
     profiles = padded_profiles(plan.lengths, best_batch=best_batch, max_batch=max_batch)
     return {
         "lengths": plan.lengths,

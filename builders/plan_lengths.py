@@ -126,6 +126,7 @@ def plan_lengths(options: PlanLengths) -> None:
         f"{largest / 2**20:,.0f} MiB beside the weights ({MAX_BATCH_SIZE} x {options.max_length} tokens)"
     )
     if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
         write_json(options.output, plan_record(plan, best_batch=options.best_batch, max_batch=MAX_BATCH_SIZE))
         print(f"wrote {options.output}")
 

@@ -2,11 +2,11 @@
 
     python -m builders.refit build/release/bert_engine --checkpoint build/merged-2 --output build/refitted.plan
 
-The plan must have been built `--refittable`, and is opened, so this needs the GPU and the TensorRT that built it. The
+The plan must have been built `--tensorrt.refittable`, and is opened, so this needs the GPU and the TensorRT that built it. The
 checkpoint must have the plan's architecture: every node, and name, type and shape of every initializer are compared first.
 
 Triton cannot refit a plan that it serves, so what is swapped is a whole new version. For a release, proved like any other, give
-the engine folder to the build instead: `python -m builders.build`, `refit_from` (docs/tensorrt.md).
+the engine folder to the build instead: `python -m builders.build`, `--tensorrt.refit-from` (docs/tensorrt.md).
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def refit(options: Refit) -> None:
     graph = write_graph(model, Typing(facts["precision"]), facts["layout"], facts["outputs"])
     check_graph(graph)
     check_refittable(options.engine, graph, trt)
-    plan = refit_plan(trt, (options.engine / PLAN_FILE).read_bytes(), graph)
+    compatible = bool(facts.get("version_compatible"))
+    plan = refit_plan(trt, (options.engine / PLAN_FILE).read_bytes(), graph, version_compatible=compatible)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(options.output, plan)
     print(f"wrote {options.output}: the plan of {options.engine} with the weights of {options.checkpoint}")
 

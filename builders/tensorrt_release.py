@@ -140,12 +140,24 @@ def make_plan(
     """A plan built, or an old one refitted; and the census of the network, empty where none was built."""
     if options.refit_from:
         check_refittable(options.refit_from, graph, trt)
-        if read_engine_json(options.refit_from)["profiles"] != [profile.as_json() for profile in profiles]:
-            raise UsageError(f"the plan of {options.refit_from} has other profiles than are asked for; build a new one")
-        return refit_plan(trt, (options.refit_from / PLAN_FILE).read_bytes(), graph), Counter()
+        check_alike(options.refit_from, profiles, options)
+        plan = (options.refit_from / PLAN_FILE).read_bytes()
+        return refit_plan(trt, plan, graph, version_compatible=options.version_compatible), Counter()
     built = build_plan(trt, graph, profiles, options)
     check_network(built.network, census(graph), precision)
     return built.data, built.network
+
+
+def check_alike(folder: Path, profiles: Sequence[Profile], options: TensorRTOptions) -> None:
+    """Raise UsageError unless the plan in `folder` was built with what is asked for and stays when its weights are replaced."""
+    facts = read_engine_json(folder)
+    if facts["profiles"] != [profile.as_json() for profile in profiles]:
+        raise UsageError(f"the plan of {folder} has other profiles than are asked for; build a new one")
+    for name in ("version_compatible", "hardware_compatibility"):
+        asked = getattr(options, name)
+        if facts.get(name) != asked:
+            flag = f"--tensorrt.{name.replace('_', '-')}"
+            raise UsageError(f"the plan of {folder} was built with {flag} {facts.get(name)}, not {asked}; build a new one")
 
 
 def make_typing(

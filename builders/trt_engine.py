@@ -127,6 +127,7 @@ def build_plan(trt: Any, model: onnx.ModelProto, profiles: Sequence[Profile], se
     if plan is None:
         raise Failure(_complaint("TensorRT could not build the plan", log))
     if settings.timing_cache:
+        settings.timing_cache.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(settings.timing_cache, bytes(config.get_timing_cache().serialize()))
     return BuiltPlan(bytes(plan), census, list(log.warnings))
 
@@ -236,9 +237,9 @@ def inspect_engine(trt: Any, engine: Any) -> str:
     return information
 
 
-def refit_plan(trt: Any, plan: bytes, model: onnx.ModelProto) -> bytes:
+def refit_plan(trt: Any, plan: bytes, model: onnx.ModelProto, *, version_compatible: bool = False) -> bytes:
     """The plan with the weights of `model`, refittable still. Raises Failure without a GPU, or for weights that do not fit."""
-    engine, log = open_plan(trt, plan), log_of(trt)
+    engine, log = open_plan(trt, plan, version_compatible=version_compatible), log_of(trt)
     if not engine.refittable:
         raise Failure("the plan was not built --tensorrt.refittable; build a new one")
     refitter = trt.Refitter(engine, log)

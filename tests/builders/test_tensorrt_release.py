@@ -198,7 +198,7 @@ def test_a_graph_of_other_weights_is_no_release(checkpoint: Checkpoint) -> None:
 
 
 def test_ranges_are_observed_written_and_read_again(checkpoint: Checkpoint, merged: Path, tmp_path: Path) -> None:
-    output = tmp_path / "ranges.json"
+    output = tmp_path / "new" / "ranges.json"
     write_ranges(InputRanges(checkpoint=merged, output=output, calibration_rows=16))
     ranges = read_ranges(output)
     layers = [path for path, module in checkpoint.model.bert.encoder.named_modules() if isinstance(module, torch.nn.Linear)]
@@ -268,6 +268,14 @@ def test_a_build_that_refits_asks_the_same(engine: tuple[Path, EngineRecord], ch
             precision="fp16",
             layout="padded",
             options=TensorRTOptions(**ADA, refit_from=old, best_batch=4),
+        )
+    with pytest.raises(UsageError, match=r"built with --tensorrt\.version-compatible False, not True; build a new one"):
+        write_engine(
+            tmp_path,
+            checkpoint,
+            precision="fp16",
+            layout="padded",
+            options=TensorRTOptions(**ADA, refit_from=old, version_compatible=True),
         )
 
 
