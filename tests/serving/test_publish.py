@@ -134,8 +134,8 @@ def wrong_on_the_server(release: Path, target: Path) -> Path:
     variant(release, target, name="wrong-on-the-server", shift=0.5)
     model = target / ENGINE / "model.py"
     source = model.read_text(encoding="utf-8")
-    wrong = "\nimport sys\nif 'rehearsed' not in sys.argv[0]:\n    _run = TritonPythonModel.run\n"
-    wrong += "    TritonPythonModel.run = lambda self, requests: [-logits for logits in _run(self, requests)]\n"
+    wrong = "\nimport sys\nif 'rehearsed' not in sys.argv[0]:\n    _right = run_rows\n"
+    wrong += "    run_rows = lambda *arguments: [-logits for logits in _right(*arguments)]\n"
     model.write_text(source + wrong, encoding="utf-8")
     return vouch(target)
 
