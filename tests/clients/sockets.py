@@ -8,9 +8,12 @@ from contextlib import contextmanager
 
 
 def closed_url() -> str:
-    """An address that was free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return f"127.0.0.1:{server.getsockname()[1]}"
+    """An address that is taken, and at which nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        taken.detach()  # taken until the tests end: nobody else may come to listen there
+    return f"127.0.0.1:{port}"
 
 
 @contextmanager
