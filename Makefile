@@ -63,7 +63,7 @@ fuzz: setup  ## broken requests for SECONDS against the proxy and the server
 	$(BIN)/python -m tests.security.fuzz --seconds $(or $(SECONDS),120) --seed $(or $(SEED),1)
 
 load: setup  ## Locust against a running server; SCENARIO=loadtests/scenarios/spike.toml WORKERS=2 URL=127.0.0.1:8001
-	$(BIN)/python -m loadtests.locust_run $(or $(SCENARIO),loadtests/scenarios/spike.toml) --workers $(or $(WORKERS),2) --url $(or $(URL),127.0.0.1:8001)
+	$(BIN)/python -m loadtests.locust_run $(or $(SCENARIO),loadtests/scenarios/spike.toml) --workers $(or $(WORKERS),2) --url $(or $(URL),127.0.0.1:8001) $(if $(TEXTS),--texts '$(TEXTS)')
 
 report: setup  ## one HTML page out of docs/measurements: build/report.html
 	$(BIN)/python -m loadtests.report docs/measurements --output build/report.html

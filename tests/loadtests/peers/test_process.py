@@ -30,7 +30,7 @@ def listens(port: int) -> bool:
 def test_a_server_is_weighed_and_ends_with_its_child(tmp_path: Path) -> None:
     port, log = free_port(), tmp_path / "log"
     with running(command(port), dict(os.environ), log) as server:
-        seconds = server.wait_until(lambda: listens(port), timeout_s=60)
+        seconds = server.wait_until(lambda: listens(port), timeout_s=200)
         (child,) = map(int, re.findall(r"child (\d+)", log.read_text()))
         assert seconds > 0
         assert server.memory_bytes() > psutil.Process(child).memory_full_info().pss > 0
@@ -45,7 +45,7 @@ def test_a_server_that_ends_is_a_failure_with_its_last_words(tmp_path: Path) -> 
         pytest.raises(Failure, match=r"the server ended with code 3:\nno such model"),
         running(command(free_port(), "crash"), dict(os.environ), tmp_path / "log") as server,
     ):
-        server.wait_until(lambda: False, timeout_s=60)
+        server.wait_until(lambda: False, timeout_s=200)
 
 
 def test_a_server_that_never_answers_is_a_failure(tmp_path: Path) -> None:
