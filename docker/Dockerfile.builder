@@ -19,9 +19,9 @@ RUN python3 -m pip install --no-cache-dir --break-system-packages --constraint c
     && python3 docker/tensorrt_version.py --expect "${TENSORRT_VERSION}"
 ENV PYTHONPATH=/opt/bert PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 
-RUN install -d -o 1000 -g 1000 /work /models
+RUN install -d -o 1000 -g 1000 /releases /models
 USER 1000:1000
-WORKDIR /work
-VOLUME ["/work", "/models"]
+WORKDIR /releases
+VOLUME ["/releases", "/models"]
 ENTRYPOINT ["python3", "-m", "builders.build"]
 CMD ["--help"]

@@ -38,7 +38,7 @@ def test_what_compose_runs_in_its_containers_is_there() -> None:
     services = {service for line in lines for service in re.findall(r"(?:run --rm|exec|python3) (\w+)", line)}
     assert services - {"server", "builder"} == set()
     (build,) = [line for line in lines if "run --rm builder" in line]
-    assert tyro.cli(Build, args=shlex.split(build.partition(" builder ")[2])).checkpoint.as_posix() == "/work/merged"
+    assert tyro.cli(Build, args=shlex.split(build.partition(" builder ")[2])).checkpoint.as_posix() == "/merged"
     assert {word for line in lines for word in re.findall(r"-f (\S+)", line)} == {
         "docker/compose.yaml",
         "docker/compose.gpu.yaml",

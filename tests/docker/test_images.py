@@ -127,7 +127,7 @@ def test_the_builder_s_command_is_one_that_it_takes() -> None:
     assert instruction(BUILDER, "ENTRYPOINT") == ["python3", "-m", "builders.build"]
     documented = re.search(r"run --rm builder (.*)$", (DOCKER / "compose.yaml").read_text(encoding="utf-8"), re.M)
     assert documented is not None
-    assert tyro.cli(Build, args=documented[1].split()).output == Path("/work/release")
+    assert tyro.cli(Build, args=documented[1].split()).output == Path("/releases/release")
 
 
 def test_every_place_names_the_same_images() -> None:
