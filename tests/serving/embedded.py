@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def embedded_release(folder: Path, *, max_length: int = 128) -> Path:
         make_probes=lambda parity: make_probes(checkpoint, texts, parity),
         max_length=max_length,
         checkpoint_sha256=sha256_of(base / WEIGHTS_FILE),
-        versions={},
+        versions={"tokenizers": version("tokenizers")},
     )
     return folder
 
