@@ -12,11 +12,12 @@ from typing import Any
 
 from contract.command import UsageError
 from contract.files import read_json_lines
+from training.assemble import read_data, split_data
 from training.checkpoint import Checkpoint
-from training.datasets import Dataset, read_dataset
+from training.datasets import Dataset
 from training.options import Finetune
 from training.readers import read_columns
-from training.split import hash_rows, split_dataset
+from training.split import hash_rows
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,7 @@ def read_calibration(checkpoint: Checkpoint, file: Path | None, *, rows: int) ->
         return Calibration(texts[:half], texts[half : 2 * half], [], str(file))
     options = _options_of(checkpoint.run)
     dataset = _dataset_of(options)
-    split = split_dataset(
-        dataset,
-        validation_share=options.validation_share,
-        test_share=options.test_share,
-        train_rows=options.train_rows,
-        seed=options.seed,
-    )
+    split = split_data(options, dataset)
     wanted = checkpoint.run["data"]["parts"]["train"]["sha256"]
     if hash_rows(dataset, split.train) != wanted:
         raise UsageError(
@@ -101,16 +96,7 @@ def _options_of(run: dict[str, Any]) -> Finetune:
 
 def _dataset_of(options: Finetune) -> Dataset:
     try:
-        return read_dataset(
-            options.dataset,
-            data=options.data,
-            text=options.text,
-            label=options.label,
-            drop_empty=options.drop_empty,
-            seed=options.seed,
-            tabular=options.tabular,
-            cleaning=options.cleaning,
-        )
+        return read_data(options)
     except UsageError as error:
         raise UsageError(
             f"the texts that the checkpoint was trained on cannot be read again ({error}); "

@@ -33,10 +33,9 @@ class Task:
     test: Encoded
 
 
-def read_task(options: Finetune, *, progress: bool) -> Task:
-    """Read, split and tokenize. Raises `UsageError` for data, shares or a base that cannot be used."""
-    base = find_base(options.base)
-    dataset = read_dataset(
+def read_data(options: Finetune) -> Dataset:
+    """The whole data set of a run. Raises `UsageError` for data that cannot be used."""
+    return read_dataset(
         options.dataset,
         data=options.data,
         text=options.text,
@@ -46,13 +45,24 @@ def read_task(options: Finetune, *, progress: bool) -> Task:
         tabular=options.tabular,
         cleaning=options.cleaning,
     )
-    split = split_dataset(
+
+
+def split_data(options: Finetune, dataset: Dataset) -> Split:
+    """The parts of a run, as its options and its seed cut them. Raises `UsageError` for shares that do not fit."""
+    return split_dataset(
         dataset,
         validation_share=options.validation_share,
         test_share=options.test_share,
         train_rows=options.train_rows,
         seed=options.seed,
     )
+
+
+def read_task(options: Finetune, *, progress: bool) -> Task:
+    """Read, split and tokenize. Raises `UsageError` for data, shares or a base that cannot be used."""
+    base = find_base(options.base)
+    dataset = read_data(options)
+    split = split_data(options, dataset)
     tokenizer = load_tokenizer(base, max_length=options.max_length)
     parts = []
     for part, rows in (("train", split.train), ("validation", split.validation), ("test", split.test)):
