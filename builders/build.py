@@ -152,7 +152,8 @@ def source_of(options: Build, checkpoint: Checkpoint) -> Source:
     @functools.cache
     def int8_graph() -> onnx.ModelProto:
         calibration = read_calibration(checkpoint, options.calibration_texts, rows=options.calibration_rows)
-        graph, report = quantise_model(checkpoint.model, checkpoint.tokenizer, calibration)
+        explain = options.quantization_report is not None
+        graph, report = quantise_model(checkpoint.model, checkpoint.tokenizer, calibration, explain=explain)
         print(report.markdown())
         if options.quantization_report is not None:
             write_report(options.quantization_report, report)

@@ -3,19 +3,21 @@ them than the accuracy bears.
 
 1. Ranges of every product's input are observed on training texts, as histograms.
 2. A sweep over percentiles of those ranges, everything quantised, on the validation part: the least error of the logits wins.
-3. Sensitivity: the error of each product, and of each operator over all layers, quantised alone.
-4. While the accuracy gate does not hold on the validation part, the most sensitive product that is left goes back to fp32.
+3. While the accuracy gate does not hold on the validation part, the most sensitive product that is left goes back to fp32.
+   `builders.sensitivity` measures that, of each product and of each operator over all layers; otherwise only for the report.
 
 Q/DQ nodes are inserted by onnxruntime's quantizer, by exact node name. Weights are symmetric, a scale per output channel, and
-use 7 bits: with 8, the int8 products of processors without VNNI saturate. Activations are 8 bits with a zero point. The pooler,
-the classifier, the softmax and LayerNorm stay in fp32: they are a thousandth of the work.
+use 7 bits: with 8, the int8 products of processors without VNNI saturate. Activations are 8 bits with a zero point, where
+products read them: the residual stream stays exact. The pooler, the classifier, the softmax and LayerNorm stay in fp32: they
+are a thousandth of the work.
 
 Shapes: R rows of texts, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +38,7 @@ from builders.onnx_export import build_onnx
 from builders.parity import BOUNDS, Float32, TextBatch, margins, text_batches
 from builders.quantization_report import QuantizationReport, Setting
 from builders.ranges import PERCENTILES, Ranges, observe_ranges, product_inputs
+from builders.sensitivity import measure_sensitivity
 from contract.command import Failure, UsageError
 from contract.tensors import ATTENTION_MASK, INPUT_IDS, LOGITS
 from training.batches import Encoded, encode
@@ -66,9 +69,9 @@ class Judge:
 
 
 def quantise_model(
-    model: BertForSequenceClassification, tokenizer: Tokenizer, calibration: Calibration
+    model: BertForSequenceClassification, tokenizer: Tokenizer, calibration: Calibration, *, explain: bool = False
 ) -> tuple[onnx.ModelProto, QuantizationReport]:
-    """The int8 graph of `model`, and how it came about (see the module docstring).
+    """The int8 graph of `model`, and how it came about (see the module docstring); `explain`s with every sensitivity.
 
     Raises:
         UsageError: no texts to calibrate on.
@@ -81,22 +84,24 @@ def quantise_model(
     observed = text_batches(encode(tokenizer, calibration.texts, []), padding)
     ranges = observe_ranges(graph, [(ids, mask) for _, ids, mask in observed])
     judge = make_judge(graph, encode(tokenizer, calibration.validation, calibration.labels), padding)
-    small = make_judge(graph, encode(tokenizer, calibration.validation[:SENSITIVITY_ROWS], []), padding)
     names = list(product_inputs(graph))
     sweep = [judge.judge(insert_qdq(graph, ranges[key], names), key) for key in tqdm(PERCENTILES, desc="percentiles")]
-    best = ranges[min(sweep, key=lambda setting: setting.error).name]
-    layers = {name: small.judge(insert_qdq(graph, best, [name]), name).error for name in tqdm(names, desc="sensitivity")}
-    operators = {
-        operator: small.judge(insert_qdq(graph, best, members), operator).error
-        for operator, members in by_operator(names).items()
-    }
-    quantised, steps = exclude_until_accurate(graph, best, layers, judge)
+    chosen = min(sweep, key=lambda setting: setting.error)
+    best = ranges[chosen.name]
+    quantised, steps = insert_qdq(graph, best, names), [dataclasses.replace(chosen, name="all products")]
+    layers, operators = {}, {}
+    if explain or not chosen.passes:
+        few = text_batches(encode(tokenizer, calibration.validation[:SENSITIVITY_ROWS], []), padding)
+        layers, operators = measure_sensitivity(graph, lambda part, of: insert_qdq(part, best, of), few)
+    if not chosen.passes:
+        quantised, more = exclude_until_accurate(graph, best, layers, judge)
+        steps += more
     report = QuantizationReport(
         calibration=calibration.origin,
         calibration_texts=len(calibration.texts),
         validation_texts=len(calibration.validation),
         sweep=sweep,
-        chosen=min(sweep, key=lambda setting: setting.error).name,
+        chosen=chosen.name,
         sensitivity=layers,
         operators=operators,
         steps=steps,
@@ -107,16 +112,15 @@ def quantise_model(
 def exclude_until_accurate(
     graph: onnx.ModelProto, ranges: Ranges, sensitivity: dict[str, float], judge: Judge
 ) -> tuple[onnx.ModelProto, list[Setting]]:
-    """Quantise everything; while the gate does not hold, leave the most sensitive product out. Raises `Failure`."""
+    """Leave the most sensitive product out, and so on, until the gate holds. Raises `Failure`."""
     kept = sorted(sensitivity, key=sensitivity.__getitem__)  # the least sensitive first
     steps: list[Setting] = []
-    excluded = "all products"
-    while kept:
+    while len(kept) > 1:
+        excluded = kept.pop()
         quantised = insert_qdq(graph, ranges, kept)
-        steps.append(judge.judge(quantised, excluded))
+        steps.append(judge.judge(quantised, f"without {excluded}"))
         if steps[-1].passes:
             return quantised, steps
-        excluded = f"without {kept.pop()}"
     raise Failure(
         "int8 loses too much accuracy on the validation part, even with one product quantised; "
         "use --precision bf16 or fp32, or more --calibration-rows"
@@ -127,6 +131,7 @@ def insert_qdq(graph: onnx.ModelProto, ranges: Ranges, names: Sequence[str]) -> 
     """A copy of `graph` with the MatMul nodes of these exact names in int8."""
     copy = onnx.ModelProto()
     copy.CopyFrom(graph)
+    outside = {node.name for node in graph.graph.node} - set(names)
     # Fused operators have no type inference, and the quantizer skips a tensor whose type it does not know.
     copy.graph.value_info.extend(helper.make_tensor_value_info(tensor, TensorProto.FLOAT, None) for tensor in sorted(ranges))
     limits = {tensor: (np.float32(low), np.float32(high)) for tensor, (low, high) in ranges.items()}
@@ -144,8 +149,24 @@ def insert_qdq(graph: onnx.ModelProto, ranges: Ranges, names: Sequence[str]) -> 
     )
     quantizer.quantize_model()
     quantised: onnx.ModelProto = quantizer.model.model
+    keep_exact(quantised, outside)
     check_quantised(quantised, names)
     return quantised
+
+
+def keep_exact(graph: onnx.ModelProto, names: Set[str]) -> None:
+    """Have these nodes read activations as they were before Q and DQ: the quantizer gives all readers of a tensor the rounded
+    one, and the residual stream would be rounded on its way past every product.
+    """
+    exact = {node.output[0]: node.input[0] for node in graph.graph.node if node.op_type == "QuantizeLinear"}
+    rounded = {
+        node.output[0]: exact[node.input[0]]
+        for node in graph.graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in exact
+    }
+    for node in graph.graph.node:
+        if node.name in names:
+            node.input[:] = [rounded.get(name, name) for name in node.input]
 
 
 def check_quantised(graph: onnx.ModelProto, names: Sequence[str]) -> None:
@@ -172,17 +193,3 @@ def run_graph(graph: onnx.ModelProto, batches: Sequence[TextBatch], shape: Any) 
     for rows, ids, mask in batches:
         logits[rows] = session.run([LOGITS], {INPUT_IDS: ids, ATTENTION_MASK: mask})[0]
     return logits
-
-
-def by_operator(names: Sequence[str]) -> dict[str, list[str]]:
-    """Exact node names by what they do, `bert.encoder.layer.3.output.dense.matmul` under `output.dense`."""
-    found: dict[str, list[str]] = {}
-    for name in names:
-        found.setdefault(operator_of(name)[1], []).append(name)
-    return found
-
-
-def operator_of(name: str) -> tuple[int, str]:
-    """(layer, operator) of a product's node name."""
-    layer, operator = name.removeprefix("bert.encoder.layer.").split(".", maxsplit=1)
-    return int(layer), operator.removesuffix(".matmul")

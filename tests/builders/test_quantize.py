@@ -16,15 +16,14 @@ from builders.onnx_export import build_onnx
 from builders.parity import Int32, make_reference
 from builders.quantization_report import Setting, write_report
 from builders.quantize import (
-    by_operator,
     check_quantised,
     exclude_until_accurate,
     insert_qdq,
     make_judge,
-    operator_of,
     quantise_model,
 )
 from builders.ranges import PERCENTILES, observe_ranges, product_inputs
+from builders.sensitivity import by_operator, operator_of
 from contract.command import Failure, UsageError
 from contract.files import read_json
 from tests.tiny import random_bert, random_encoded, tiny_config
@@ -87,6 +86,16 @@ def test_exactly_the_named_products_are_int8(ranges: Any, names: list[str]) -> N
     assert max(int(np.abs(value.astype(int)).max()) for value in narrow) <= 64  # 7 bits: nothing saturates without VNNI
 
 
+def test_what_is_not_int8_reads_the_exact_activations(ranges: Any) -> None:
+    """The residual stream, and the products of the same input that stay in fp32."""
+    quantised = insert_qdq(GRAPH, ranges["min-max"], PRODUCTS[:1])
+    rounded = {node.output[0] for node in quantised.graph.node if node.op_type == "DequantizeLinear"}
+    assert [node.name for node in quantised.graph.node if rounded & set(node.input)] == PRODUCTS[:1]
+    before = {node.name: list(node.input) for node in GRAPH.graph.node}
+    after = {node.name: list(node.input) for node in quantised.graph.node if node.name in before}
+    assert [name for name in before if before[name] != after[name]] == PRODUCTS[:1]
+
+
 def test_a_product_that_the_quantizer_left_out_is_a_failure() -> None:
     with pytest.raises(Failure, match=rf"left {len(PRODUCTS)} products in fp32, the first is bert\.encoder"):
         check_quantised(GRAPH, PRODUCTS)
@@ -118,8 +127,8 @@ def test_the_most_sensitive_products_go_back_to_fp32_until_the_gate_holds(ranges
     sensitivity = {name: float(number) for number, name in enumerate(PRODUCTS)}
     judge: Any = Strict(len(PRODUCTS) - 2)
     graph, steps = exclude_until_accurate(GRAPH, ranges["min-max"], sensitivity, judge)
-    assert [step.name for step in steps] == ["all products", f"without {PRODUCTS[-1]}", f"without {PRODUCTS[-2]}"]
-    assert [step.passes for step in steps] == [False, False, True]
+    assert [step.name for step in steps] == [f"without {PRODUCTS[-1]}", f"without {PRODUCTS[-2]}"]
+    assert [step.passes for step in steps] == [False, True]
     check_quantised(graph, PRODUCTS[:-2])
 
 
@@ -143,9 +152,8 @@ def test_the_report_holds_all_that_was_tried_as_json_markdown_and_a_picture(
     checkpoint = load_checkpoint(merged)
     texts = [row["text"] for row in read_heldout(merged)]
     labels = [checkpoint.labels.index(row["label"]) for row in read_heldout(merged)]
-    _, report = quantise_model(
-        checkpoint.model, checkpoint.tokenizer, Calibration(texts[:9], texts[9:20], labels[9:20], "tests")
-    )
+    calibration = Calibration(texts[:9], texts[9:20], labels[9:20], "tests")
+    _, report = quantise_model(checkpoint.model, checkpoint.tokenizer, calibration, explain=True)
     write_report(tmp_path / "report", report)
     written = read_json(tmp_path / "report" / "quantization.json")
     assert [setting["name"] for setting in written["sweep"]] == list(PERCENTILES)
@@ -155,4 +163,23 @@ def test_the_report_holds_all_that_was_tried_as_json_markdown_and_a_picture(
     markdown = (tmp_path / "report" / "quantization.md").read_text(encoding="utf-8")
     assert "int8, calibrated on 9 texts of tests, judged on 11 of the validation part" in markdown
     assert "| min-max | " in markdown
+    assert "| most sensitive products | mean logit error |" in markdown
     assert (tmp_path / "report" / "quantization.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_sensitivities_are_measured_where_a_product_has_to_go_back_and_else_not(
+    merged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = load_checkpoint(merged)
+    texts = [row["text"] for row in read_heldout(merged)]
+    calibration = Calibration(texts[:9], texts[9:20], [], "tests")
+    _, quick = quantise_model(checkpoint.model, checkpoint.tokenizer, calibration)
+    assert [step.name for step in quick.steps] == ["all products"]
+    assert (quick.sensitivity, quick.operators) == ({}, {})
+    assert "most sensitive" not in quick.markdown()
+    products = 6 * checkpoint.model.config.num_hidden_layers
+    monkeypatch.setattr(builders.quantize.Judge, "judge", Strict(products - 1).judge)
+    graph, report = quantise_model(checkpoint.model, checkpoint.tokenizer, calibration)
+    most = max(report.sensitivity, key=report.sensitivity.__getitem__)
+    assert [(step.name, step.passes) for step in report.steps] == [("all products", False), (f"without {most}", True)]
+    check_quantised(graph, [name for name in report.sensitivity if name != most])
