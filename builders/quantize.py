@@ -89,7 +89,8 @@ def quantise_model(
     chosen = min(sweep, key=lambda setting: setting.error)
     best = ranges[chosen.name]
     quantised, steps = insert_qdq(graph, best, names), [dataclasses.replace(chosen, name="all products")]
-    layers, operators = {}, {}
+    layers: dict[str, float] = {}
+    operators: dict[str, float] = {}
     if explain or not chosen.passes:
         few = text_batches(encode(tokenizer, calibration.validation[:SENSITIVITY_ROWS], []), padding)
         layers, operators = measure_sensitivity(graph, lambda part, of: insert_qdq(part, best, of), few)
