@@ -67,7 +67,8 @@ def check_numbers(instances: Number, threads: Number, cores: int) -> None:
 def find_placements(instances: Number, threads: Number, cores: int) -> list[Placement]:
     """What is tried, rising: divisors of `cores` where a number is "auto", with products up to `cores`.
 
-    0 threads are an equal share of the cores. Where both are free, products below half of the cores are left out: they cannot win.
+    0 threads are an equal share of the cores. Where both are free, products below half of the cores are left out: they cannot
+    win.
     """
     divisors = [number for number in range(1, cores + 1) if cores % number == 0]
     counts = [number for number in divisors if number <= MOST_INSTANCES] if instances == "auto" else [instances]

@@ -52,7 +52,7 @@ class QuantizationReport:
     sweep: list[Setting]
     """Everything quantised, by the percentile of the ranges."""
     chosen: str
-    """The percentile with the least error."""
+    """The percentile that was taken."""
     sensitivity: dict[str, float]
     """Mean error of the logits with one product quantised, by its exact node name; empty where it was not measured."""
     operators: dict[str, float]

@@ -2,7 +2,8 @@
 them than the accuracy bears.
 
 1. Ranges of every product's input are observed on training texts, as histograms.
-2. A sweep over percentiles of those ranges, everything quantised, on the validation part: the least error of the logits wins.
+2. A sweep over percentiles of those ranges, everything quantised, on the validation part: the least error of the logits wins,
+   and of those as good as equal the widest ranges.
 3. While the accuracy gate does not hold on the validation part, the most sensitive product that is left goes back to fp32.
    `builders.sensitivity` measures that, of each product and of each operator over all layers; otherwise only for the report.
 
@@ -43,6 +44,9 @@ from contract.command import Failure, UsageError
 from contract.tensors import ATTENTION_MASK, INPUT_IDS, LOGITS
 from training.batches import Encoded, encode
 from training.bert import BertForSequenceClassification
+
+AS_GOOD = 1.05
+"""Errors of logits that are no farther apart than this are as good as equal."""
 
 SENSITIVITY_ROWS = 64
 """Validation texts on which single products are compared: mean errors of logits need few."""
@@ -86,7 +90,7 @@ def quantise_model(
     judge = make_judge(graph, encode(tokenizer, calibration.validation, calibration.labels), padding)
     names = list(product_inputs(graph))
     sweep = [judge.judge(insert_qdq(graph, ranges[key], names), key) for key in tqdm(PERCENTILES, desc="percentiles")]
-    chosen = min(sweep, key=lambda setting: setting.error)
+    chosen = widest_of_the_best(sweep)
     best = ranges[chosen.name]
     quantised, steps = insert_qdq(graph, best, names), [dataclasses.replace(chosen, name="all products")]
     layers: dict[str, float] = {}
@@ -108,6 +112,12 @@ def quantise_model(
         steps=steps,
     )
     return quantised, report
+
+
+def widest_of_the_best(sweep: Sequence[Setting]) -> Setting:
+    """Of settings whose ranges widen, the last one whose error is as good as the least: texts yet to come reach further out."""
+    least = min(setting.error for setting in sweep)
+    return [setting for setting in sweep if setting.error <= AS_GOOD * least][-1]
 
 
 def exclude_until_accurate(

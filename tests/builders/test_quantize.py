@@ -21,6 +21,7 @@ from builders.quantize import (
     insert_qdq,
     make_judge,
     quantise_model,
+    widest_of_the_best,
 )
 from builders.ranges import PERCENTILES, observe_ranges, product_inputs
 from builders.sensitivity import by_operator, operator_of
@@ -109,6 +110,15 @@ def test_each_judgement_is_of_the_rows_and_the_whole_graph_is_near_fp32(ranges: 
     one = judge.judge(insert_qdq(GRAPH, ranges["min-max"], PRODUCTS[:1]), "one")
     assert 0 < one.error < whole.error < 0.1
     assert whole.accuracy is not None
+
+
+def test_of_percentiles_that_are_as_good_the_widest_is_taken() -> None:
+    def sweep(*errors: float) -> list[Setting]:
+        names = list(PERCENTILES)
+        return [Setting(name=name, error=error, flips=0.0, accuracy=None) for name, error in zip(names, errors, strict=True)]
+
+    assert widest_of_the_best(sweep(1.00, 1.04, 1.02, 1.05, 1.06)).name == "99.9999"
+    assert widest_of_the_best(sweep(0.9, 1.04, 1.02, 1.05, 1.06)).name == "99.9"
 
 
 class Strict:
