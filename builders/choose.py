@@ -75,13 +75,13 @@ def write_candidates(folder: Path, kinds: Sequence[EngineKind], source: Source) 
     for number, kind in enumerate(kinds, 1):
         candidate, started = Candidate(kind, folder / f"{kind.engine}-{kind.precision}"), time.perf_counter()
         candidate.folder.mkdir()
-        print(f"engine {number} of {len(kinds)}, {kind.title}: ", end="", flush=True)
+        print(f"engine {number} of {len(kinds)}: {kind.title}", flush=True)
         try:
             write_files(candidate.folder, kind, source)
-            print(f"written in {time.perf_counter() - started:.1f} s", flush=True)
+            print(f"  written in {time.perf_counter() - started:.1f} s", flush=True)
         except (Failure, UsageError) as error:
             candidate.refusal = str(error)
-            print(f"not written: {error}", flush=True)
+            print(f"  not written: {error}", flush=True)
         found.append(candidate)
     return found
 

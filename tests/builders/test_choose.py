@@ -128,8 +128,9 @@ def test_a_kind_that_cannot_be_written_is_kept_with_its_reason_and_said(tmp_path
     ]
     assert (found[0].folder / "model.onnx").exists()
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0].startswith("engine 1 of 2, onnxruntime fp32: written in ")
-    assert printed[1] == "engine 2 of 2, onnxruntime int8: not written: no texts to calibrate on"
+    assert printed[0] == "engine 1 of 2: onnxruntime fp32"
+    assert printed[1].startswith("  written in ")
+    assert printed[2:] == ["engine 2 of 2: onnxruntime int8", "  not written: no texts to calibrate on"]
 
 
 def test_nothing_written_is_a_failure_before_anything_is_timed_or_proved(tmp_path: Path) -> None:
