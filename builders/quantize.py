@@ -2,9 +2,9 @@
 them than the accuracy bears.
 
 1. Ranges of every product's input are observed on training texts, as histograms.
-2. A sweep over percentiles of those ranges, everything quantised, on the validation part: the least error of the logits wins,
-   and of those as good as equal the widest ranges.
-3. While the accuracy gate does not hold on the validation part, the most sensitive product that is left goes back to fp32.
+2. A sweep over percentiles of those ranges, everything quantised, on the validation part: of those that pass the accuracy gate
+   the least error of the logits wins, and of those as good as equal the widest ranges.
+3. While the gate does not hold, the most sensitive product that is left goes back to fp32.
    `builders.sensitivity` measures that, of each product and of each operator over all layers; otherwise only for the report.
 
 Q/DQ nodes are inserted by onnxruntime's quantizer, by exact node name. Weights are symmetric, a scale per output channel, and
@@ -90,7 +90,7 @@ def quantise_model(
     judge = make_judge(graph, encode(tokenizer, calibration.validation, calibration.labels), padding)
     names = list(product_inputs(graph))
     sweep = [judge.judge(insert_qdq(graph, ranges[key], names), key) for key in tqdm(PERCENTILES, desc="percentiles")]
-    chosen = widest_of_the_best(sweep)
+    chosen = widest_of_the_best([setting for setting in sweep if setting.passes] or sweep)
     best = ranges[chosen.name]
     quantised, steps = insert_qdq(graph, best, names), [dataclasses.replace(chosen, name="all products")]
     layers: dict[str, float] = {}
