@@ -157,37 +157,30 @@ def read_heldout(checkpoint: Checkpoint, limit: int) -> tuple[Encoded, list[str]
 
 
 def source_of(options: Build, checkpoint: Checkpoint) -> Source:
-    """What engines are written from. The int8 graph is made when the first engine asks for it, or fails, once for all."""
+    """What engines are written from. The int8 graph is made when the first engine asks for it, once for all."""
+    attempt = functools.cache(lambda: _attempt_int8(options, checkpoint))
 
     def int8_graph() -> onnx.ModelProto:
+        outcome = attempt()
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    return Source(checkpoint.model, int8_graph)
+
+
+def _attempt_int8(options: Build, checkpoint: Checkpoint) -> onnx.ModelProto | UsageError | Failure:
+    """The int8 graph, its report printed and written; or why there is none, which costs as many minutes to find out."""
+    try:
         calibration = read_calibration(checkpoint, options.calibration_texts, rows=options.calibration_rows)
         explain = options.quantization_report is not None
         graph, report = quantise_model(checkpoint.model, checkpoint.tokenizer, calibration, explain=explain)
-        print(report.markdown())
-        if options.quantization_report is not None:
-            write_report(options.quantization_report, report)
-        return graph
-
-    return Source(checkpoint.model, once(int8_graph))
-
-
-def once(make: Callable[[], onnx.ModelProto]) -> Callable[[], onnx.ModelProto]:
-    """`make`, called once: what it returned, or raised, every time."""
-
-    @functools.cache
-    def outcome() -> onnx.ModelProto | Failure | UsageError:
-        try:
-            return make()
-        except (Failure, UsageError) as error:
-            return error
-
-    def get() -> onnx.ModelProto:
-        found = outcome()
-        if isinstance(found, Exception):
-            raise found
-        return found
-
-    return get
+    except (UsageError, Failure) as error:
+        return error
+    print(report.markdown())
+    if options.quantization_report is not None:
+        write_report(options.quantization_report, report)
+    return graph
 
 
 def engine_writer(

@@ -18,7 +18,7 @@ Shapes: R rows of texts, C classes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,7 +142,6 @@ def insert_qdq(graph: onnx.ModelProto, ranges: Ranges, names: Sequence[str]) -> 
     """A copy of `graph` with the MatMul nodes of these exact names in int8."""
     copy = onnx.ModelProto()
     copy.CopyFrom(graph)
-    outside = {node.name for node in graph.graph.node} - set(names)
     # Fused operators have no type inference, and the quantizer skips a tensor whose type it does not know.
     copy.graph.value_info.extend(helper.make_tensor_value_info(tensor, TensorProto.FLOAT, None) for tensor in sorted(ranges))
     limits = {tensor: (np.float32(low), np.float32(high)) for tensor, (low, high) in ranges.items()}
@@ -160,24 +159,27 @@ def insert_qdq(graph: onnx.ModelProto, ranges: Ranges, names: Sequence[str]) -> 
     )
     quantizer.quantize_model()
     quantised: onnx.ModelProto = quantizer.model.model
-    keep_exact(quantised, outside)
+    restore_inputs(quantised, names)
     check_quantised(quantised, names)
     return quantised
 
 
-def keep_exact(graph: onnx.ModelProto, names: Set[str]) -> None:
-    """Have these nodes read activations as they were before Q and DQ: the quantizer gives all readers of a tensor the rounded
-    one, and the residual stream would be rounded on its way past every product.
+def restore_inputs(graph: onnx.ModelProto, names: Sequence[str]) -> None:
+    """Give the tensors themselves back to all nodes but the named products, in place.
+
+    The quantizer puts every reader of a tensor behind its Q/DQ. Then the residuals would be rounded too, which made a seventh
+    of MiniLM's int8 error (mean of the logits, 400 held-out docstrings) and nothing faster.
     """
-    exact = {node.output[0]: node.input[0] for node in graph.graph.node if node.op_type == "QuantizeLinear"}
-    rounded = {
-        node.output[0]: exact[node.input[0]]
+    quantised = {node.output[0]: node.input[0] for node in graph.graph.node if node.op_type == "QuantizeLinear"}
+    exact = {
+        node.output[0]: quantised[node.input[0]]
         for node in graph.graph.node
-        if node.op_type == "DequantizeLinear" and node.input[0] in exact
+        if node.op_type == "DequantizeLinear" and node.input[0] in quantised
     }
     for node in graph.graph.node:
-        if node.name in names:
-            node.input[:] = [rounded.get(name, name) for name in node.input]
+        if node.name not in names:
+            for place, tensor in enumerate(node.input):
+                node.input[place] = exact.get(tensor, tensor)
 
 
 def check_quantised(graph: onnx.ModelProto, names: Sequence[str]) -> None:

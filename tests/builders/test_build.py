@@ -251,17 +251,19 @@ def test_auto_times_real_engines_on_held_out_texts(merged: Path, tmp_path: Path,
     assert run_build(merged, tmp_path, engine="auto", probe_texts=7).engine == "onnxruntime fp32"
 
 
-def test_an_int8_graph_that_failed_is_not_tried_again() -> None:
+def test_int8_that_failed_is_not_tried_again(merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
 
-    def fail() -> Any:
+    def fail(*_: Any, **__: Any) -> Any:
         tried.append(1)
         raise Failure("int8 loses too much")
 
-    graph = builders.build.once(fail)
+    monkeypatch.setattr(builders.build, "quantise_model", fail)
+    options = Build(checkpoint=merged, output=tmp_path / "release", engine="auto", calibration_rows=2)
+    source = builders.build.source_of(options, load_checkpoint(merged))
     for _ in range(2):
         with pytest.raises(Failure, match="int8 loses too much"):
-            graph()
+            source.int8_graph()
     assert tried == [1]
 
 
