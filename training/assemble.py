@@ -63,7 +63,7 @@ def read_task(options: Finetune, *, progress: bool) -> Task:
     base = find_base(options.base)
     dataset = read_data(options)
     split = split_data(options, dataset)
-    tokenizer = load_tokenizer(base, max_length=options.max_length)
+    tokenizer = load_tokenizer(base, max_length=options.max_length, side=options.truncation_side)
     parts = []
     for part, rows in (("train", split.train), ("validation", split.validation), ("test", split.test)):
         texts, labels = [dataset.texts[row] for row in rows], [dataset.labels[row] for row in rows]

@@ -19,7 +19,7 @@ from training.datasets import DatasetName
 from training.evaluation import Precision
 from training.lora import DEFAULT_TARGETS, check_rank
 from training.masked import check_share
-from training.pretrained import EMBEDDED
+from training.pretrained import EMBEDDED, TruncationSide
 from training.split import check_shares
 from training.strategies import StrategyName
 from training.tracking import TrackerName
@@ -88,6 +88,8 @@ class Finetune:
     """Dropout of the base model while training; LoRA has its own."""
     max_length: int = 128
     """Tokens read of a text; what is longer is truncated, in training and in serving alike."""
+    truncation_side: TruncationSide = "right"
+    """The end of a longer text that is cut off: right keeps its beginning; left keeps its end, where reviews judge."""
     epochs: int = 2
     """Passes over the training part."""
     learning_rate: float = 1e-3
