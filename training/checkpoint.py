@@ -113,6 +113,7 @@ def _load_adapted(folder: Path, base_sha256: str, config: dict[str, Any], *, num
         max_positions=ours.max_position_embeddings,
         num_attention_heads=ours.num_attention_heads,
         num_features=ours.num_features,
+        log_features=ours.log_features,
     )
     report.check_adaptable(base)
     load_adapter(model, folder)

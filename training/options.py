@@ -56,6 +56,8 @@ class Finetune:
     """Share of the rows that is evaluated once at the end."""
     tabular: bool = False
     """Also read the data set's numeric features (stackoverflow and stackoverflow5 have some)."""
+    log_features: bool = False
+    """Read sign(x) log(1 + |x|) of each feature x: for counts, sizes and ages, whose tails are long."""
     base: str = EMBEDDED
     """Base model: minilm (embedded), a Hugging Face BERT folder, or a hub name."""
     max_positions: int | None = None
@@ -137,6 +139,8 @@ class Finetune:
         check_shares(self.validation_share, self.test_share)
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UsageError("--device is cuda, but torch sees no CUDA device; use cpu, or auto")
+        if self.log_features and not self.tabular:
+            raise UsageError("--log-features changes the numeric features, which only --tabular reads; give both or neither")
         if self.cache_prefix and self.strategy == "none":
             raise UsageError("--cache-prefix serves later epochs, and the strategy none trains none")
         if self.layers is not None and self.strategy != "lora":

@@ -37,6 +37,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "stackoverflow-lora": _LORA | _STACKOVERFLOW | {"test_share": 0.15, "epochs": 2},
     "stackoverflow-lora-r16": _LONG | _STACKOVERFLOW,
     "stackoverflow-tabular-lora-r16": _LONG | _STACKOVERFLOW | {"tabular": True},
+    "stackoverflow-tabular-log-lora-r16": _LONG | _STACKOVERFLOW | {"tabular": True, "log_features": True},
     "stackoverflow-12000-lora": _LORA | _SAMPLE,
     "stackoverflow-12000-full": _FULL | _SAMPLE,
     "imdb-15000-lora": _LORA
