@@ -68,8 +68,9 @@ load: setup  ## Locust against a running server; SCENARIO=loadtests/scenarios/sp
 report: setup  ## one HTML page out of docs/measurements: build/report.html
 	$(BIN)/python -m loadtests.report docs/measurements --output build/report.html
 
-tables: setup  ## the tables of README and docs, out of docs/measurements
+tables: setup  ## the tables and pictures of README and docs, out of docs/measurements
 	$(BIN)/python -m loadtests.tables README.md docs/*.md
+	$(BIN)/python -m loadtests.figures docs/measurements docs/figures
 
 clean:  ## remove what was built, .venv excepted
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache

@@ -63,7 +63,7 @@ def read_task(options: Finetune, *, progress: bool) -> Task:
     base = find_base(options.base)
     dataset = read_data(options)
     split = split_data(options, dataset)
-    tokenizer = load_tokenizer(base, max_length=options.max_length)
+    tokenizer = load_tokenizer(base, max_length=options.max_length, side=options.truncation_side)
     parts = []
     for part, rows in (("train", split.train), ("validation", split.validation), ("test", split.test)):
         texts, labels = [dataset.texts[row] for row in rows], [dataset.labels[row] for row in rows]
@@ -85,7 +85,7 @@ def build_model(options: Finetune, task: Task, device: torch.device) -> tuple[Be
     if options.max_length > reads:
         raise UsageError(f"--max-length is {options.max_length}; the model reads at most {reads} tokens")
     if task.train.features is not None and model.tabular is not None:
-        deviation, mean = torch.std_mean(task.train.features, dim=0)
+        deviation, mean = torch.std_mean(model.tabular.scale(task.train.features), dim=0)
         model.tabular.mean.copy_(mean)
         model.tabular.std.copy_(torch.where(deviation > 0, deviation, 1.0))  # a constant feature says nothing: it stays 0
     try:
@@ -122,6 +122,7 @@ def _scratch(options: Finetune, task: Task) -> tuple[BertForSequenceClassificati
             attention_probs_dropout_prob=options.dropout,
             num_labels=len(task.dataset.names),
             num_features=len(task.dataset.feature_names) if options.tabular else 0,
+            log_features=options.log_features,
         )
     except ValueError as error:
         raise UsageError(f"--scratch-size {options.scratch_size}: {error}") from error
@@ -135,6 +136,7 @@ def _loaded(options: Finetune, task: Task) -> tuple[BertForSequenceClassificatio
         new_head=True,
         max_positions=options.max_positions,
         num_features=len(task.dataset.feature_names) if options.tabular else 0,
+        log_features=options.log_features,
         hidden_dropout_prob=options.dropout,
         attention_probs_dropout_prob=options.dropout,
         **({} if options.heads is None else {"num_attention_heads": options.heads}),

@@ -189,11 +189,16 @@ class TabularHead(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(config.num_features))
         self.register_buffer("std", torch.ones(config.num_features))
+        self.log = config.log_features
         self.classifier = nn.Linear(config.hidden_size + config.num_features, config.num_labels)
+
+    def scale(self, features: Tensor) -> Tensor:
+        """Raw features -> those of which `mean` and `std` are: their signed logarithms where the config says so."""
+        return features.sign() * features.abs().log1p() if self.log else features
 
     def forward(self, pooled: Tensor, features: Tensor) -> Tensor:
         """[B, D] and raw [B, N] -> [B, C]."""
-        scores = (features - self.mean) / self.std
+        scores = (self.scale(features) - self.mean) / self.std
         return self.classifier(torch.cat([pooled, scores.to(pooled.dtype)], dim=1))  # type: ignore[no-any-return]
 
 

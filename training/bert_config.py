@@ -27,6 +27,8 @@ class BertConfig:
     num_labels: int = 2
     num_features: int = 0
     """Numeric features that the head reads beside the text."""
+    log_features: bool = False
+    """The head reads sign(x) log(1 + |x|) of each feature x."""
 
     def __post_init__(self) -> None:
         if self.num_hidden_layers < 1:

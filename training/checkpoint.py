@@ -91,7 +91,9 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         model = _load_adapted(folder, base_sha256, config, num_labels=len(labels))
     else:
         model, _ = load_model(folder, num_labels=len(labels), new_head=False)
-    return Checkpoint(folder, model.eval(), load_tokenizer(folder, max_length=max_length), labels, max_length, run)
+    side = run["configuration"].get("truncation_side", "right")  # earlier runs had no choice
+    tokenizer = load_tokenizer(folder, max_length=max_length, side=side)
+    return Checkpoint(folder, model.eval(), tokenizer, labels, max_length, run)
 
 
 def _load_adapted(folder: Path, base_sha256: str, config: dict[str, Any], *, num_labels: int) -> BertForSequenceClassification:
@@ -111,6 +113,7 @@ def _load_adapted(folder: Path, base_sha256: str, config: dict[str, Any], *, num
         max_positions=ours.max_position_embeddings,
         num_attention_heads=ours.num_attention_heads,
         num_features=ours.num_features,
+        log_features=ours.log_features,
     )
     report.check_adaptable(base)
     load_adapter(model, folder)
@@ -194,8 +197,16 @@ def write_common(
 def write_tokenizer_config(folder: Path, run: dict[str, Any]) -> None:
     """The file by which transformers' AutoTokenizer recognises `tokenizer.json`."""
     special = {f"{name.lower()}_token": f"[{name}]" for name in ("PAD", "UNK", "CLS", "SEP", "MASK")}
-    values = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": run["configuration"]["max_length"]}
-    write_json(folder / "tokenizer_config.json", values | special)
+    configuration = run["configuration"]
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": configuration["max_length"],
+            "truncation_side": configuration.get("truncation_side", "right"),
+            **special,
+        },
+    )
 
 
 def read_heldout(folder: Path) -> Iterator[dict[str, Any]]:

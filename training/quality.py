@@ -30,16 +30,21 @@ _LORA: dict[str, Any] = {"strategy": "lora", "learning_rate": 1e-3, "max_length"
 _FULL: dict[str, Any] = {"strategy": "full", "learning_rate": 1e-4, "max_length": 256}
 _STACKOVERFLOW = {"dataset": "stackoverflow", "validation_share": 0.05}
 
+_SAMPLE = _STACKOVERFLOW | {"train_rows": 12000, "test_share": 0.15, "epochs": 1, "max_length": 128}
 _LONG = _LORA | {"rank": 16, "alpha": 32.0, "max_length": 384, "tokens_per_batch": 3072, "epochs": 1, "test_share": 0.15}
 
 ROWS: dict[str, dict[str, Any]] = {
     "stackoverflow-lora": _LORA | _STACKOVERFLOW | {"test_share": 0.15, "epochs": 2},
     "stackoverflow-lora-r16": _LONG | _STACKOVERFLOW,
     "stackoverflow-tabular-lora-r16": _LONG | _STACKOVERFLOW | {"tabular": True},
-    "stackoverflow-12000-lora": _LORA | _STACKOVERFLOW | {"train_rows": 12000, "epochs": 1},
-    "stackoverflow-12000-full": _FULL | _STACKOVERFLOW | {"train_rows": 12000, "epochs": 1},
+    "stackoverflow-tabular-log-lora-r16": _LONG | _STACKOVERFLOW | {"tabular": True, "log_features": True},
+    "stackoverflow-12000-lora": _LORA | _SAMPLE,
+    "stackoverflow-12000-full": _FULL | _SAMPLE,
     "imdb-15000-lora": _LORA
     | {"dataset": "imdb", "train_rows": 15000, "validation_share": 0.03, "test_share": 0.1, "epochs": 1},
+    "imdb-15000-lora-r16-end": _LORA
+    | {"dataset": "imdb", "train_rows": 15000, "validation_share": 0.03, "test_share": 0.1, "epochs": 2}
+    | {"rank": 16, "alpha": 32.0, "learning_rate": 5e-4, "tokens_per_batch": 4096, "truncation_side": "left"},
     "complaints-lora": _LORA | {"dataset": "complaints", "epochs": 5},
     "complaints-full": _FULL | {"dataset": "complaints", "epochs": 5},
     "yelp-lora": _LORA | {"dataset": "yelp", "epochs": 2},
@@ -94,7 +99,10 @@ def quality(options: Quality) -> None:
         "row": options.row,
         "date": datetime.now(UTC).date().isoformat(),
         "base": run["base"]["source"],
-        "options": {key: run["configuration"][key] for key in ("targets", "rank", "alpha", "max_length", "learning_rate")},
+        "options": {
+            key: run["configuration"][key]
+            for key in ("targets", "rank", "alpha", "max_length", "truncation_side", "learning_rate")
+        },
         "machine": run["machine"],
         "baseline": _baseline(options, settings),
         "runs": runs,

@@ -113,7 +113,7 @@ def count(recipe: Recipe) -> tuple[int, int]:
     """(trainable, total) parameters of a recipe as published. No memory is taken: the model is on the meta device."""
     settings = Finetune(output=OUTPUT, **recipe.settings)
     with torch.device("meta"):
-        model = BertForSequenceClassification(BertConfig(**recipe.architecture, num_labels=recipe.num_labels))
+        model = BertForSequenceClassification(BertConfig.from_dict({**recipe.architecture}, num_labels=recipe.num_labels))
     apply_strategy(
         model,
         settings.strategy,

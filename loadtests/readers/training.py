@@ -15,16 +15,19 @@ def tables(path: Path) -> dict[str, str]:
     return {"all": table_of("training.bench", "--show", "--output", str(path.resolve()))}
 
 
-def spread_bar(name: str, entry: Fields) -> Bar:
+def spread_bar(name: str, entry: Fields, series: str = "") -> Bar:
     """A median with its least and greatest."""
-    return Bar(name, [("", entry.number("median"))], (entry.number("min"), entry.number("max")))
+    return Bar(name, [(series, entry.number("median"))], (entry.number("min"), entry.number("max")))
 
 
 def section(path: Path) -> Section:
     """Training speed beside transformers and PEFT."""
     found = read_fields(path)
     strategies = found.fields("strategies")
-    speeds = [spread_bar(name, entry) for name, entry in strategies.fields("texts_per_s").every()]
+    speeds = [
+        spread_bar(name, entry, "PEFT" if name.startswith("PEFT") else "ours")
+        for name, entry in strategies.fields("texts_per_s").every()
+    ]
     ratios = [
         spread_bar(f"{entry.text('faster')} / {entry.text('slower')}" + _goal(entry), entry)
         for entry in strategies.rows("ratios")
@@ -34,7 +37,10 @@ def section(path: Path) -> Section:
         f"average), rank and batch for all, in turn, {found.number('rounds'):.0f} rounds, {found.number('cores'):.0f} cores, "
         f"{found.text('date')}."
     ]
-    charts = [bars(Bars("Training speed", "texts/s", speeds)), bars(Bars("How many times faster", "times", ratios))]
+    charts = [
+        bars(Bars("Training speed", "texts/s", speeds, names=("ours", "PEFT"))),
+        bars(Bars("How many times faster", "times", ratios)),
+    ]
     return Section("Training", words, charts, [("Training speed", tables(path)["all"])])
 
 

@@ -16,7 +16,7 @@ from contract.command import UsageError
 from contract.files import read_json, sha256_of, write_json
 from tests.fixtures import TINY_RUN
 from tests.tiny import padded_batch, tiny_texts
-from training.checkpoint import load_checkpoint, read_heldout, read_labels
+from training.checkpoint import load_checkpoint, read_heldout, read_labels, write_tokenizer_config
 from training.lora import lora_modules
 from training.merge import merge_lora
 
@@ -66,6 +66,17 @@ def test_transformers_tokenizes_as_the_checkpoint_does(kind: str, request: pytes
     expected = theirs(texts, truncation=True)["input_ids"]
     assert max(map(len, expected)) == 16
     assert [ours.encode(text).ids for text in texts] == expected
+
+
+def test_a_checkpoint_that_keeps_the_end_of_texts_does_so_in_transformers_too(copied: Path) -> None:
+    run = read_json(copied / "run.json")
+    run["configuration"]["truncation_side"] = "left"
+    write_json(copied / "run.json", run)
+    write_tokenizer_config(copied, run)
+    ours, theirs = load_checkpoint(copied).tokenizer, AutoTokenizer.from_pretrained(copied)
+    long = " ".join(text for text, _ in tiny_texts(20))
+    assert ours.encode(long).ids == theirs(long, truncation=True)["input_ids"]
+    assert ours.encode(long).ids[1:-1] == theirs(long, add_special_tokens=False)["input_ids"][-14:]
 
 
 def test_the_heldout_rows_are_texts_with_their_labels(finetuned: Path) -> None:

@@ -158,11 +158,14 @@ def tabular(output: Path, data: Path, base: Path, **changes: Any) -> Finetune:
     return options(output, data, base, **(SHORT | given | changes))
 
 
-@pytest.mark.parametrize("strategy", ["lora", "full", "masked", "head"])
+@pytest.mark.parametrize(
+    ("strategy", "log"), [("lora", False), ("lora", True), ("full", True), ("masked", False), ("head", False)]
+)
 def test_numbers_beside_the_text_survive_the_round_trip(
-    tiny_base: Path, questions: Path, tmp_path: Path, strategy: str
+    tiny_base: Path, questions: Path, tmp_path: Path, strategy: str, log: bool
 ) -> None:
-    trained, merged = train_and_merge(tmp_path, tabular(tmp_path / "trained", questions, tiny_base, strategy=strategy))
+    run = tabular(tmp_path / "trained", questions, tiny_base, strategy=strategy, log_features=log)
+    trained, merged = train_and_merge(tmp_path, run)
     expected = saved_logits(trained)
     rows = list(read_heldout(merged))
     assert all(len(row["features"]) == 5 for row in rows)
@@ -180,10 +183,11 @@ def test_numbers_beside_the_text_survive_the_round_trip(
     assert not (tmp_path / "release").exists()
 
 
+@pytest.mark.parametrize("log", [False, True], ids=["as they are", "logarithms"])
 def test_numbers_are_scored_by_the_training_part_alone_and_a_constant_one_says_nothing(
-    tiny_base: Path, questions: Path, tmp_path: Path
+    tiny_base: Path, questions: Path, tmp_path: Path, log: bool
 ) -> None:
-    run = tabular(tmp_path / "trained", questions, tiny_base, strategy="head", train_rows=None)
+    run = tabular(tmp_path / "trained", questions, tiny_base, strategy="head", train_rows=None, log_features=log)
     finetune(run)
     tensors = load_file(tmp_path / "trained" / "model.safetensors")
     record = read_json(tmp_path / "trained" / "run.json")
@@ -191,11 +195,13 @@ def test_numbers_are_scored_by_the_training_part_alone_and_a_constant_one_says_n
     task = read_task(run, progress=False)
     numbers = torch.tensor([task.dataset.features[row] for row in task.split.train], dtype=torch.float64)
     assert len(set(numbers[:, 1].tolist())) == 1, "the tags were meant to be constant"
+    everything = torch.tensor(task.dataset.features, dtype=torch.float64)
+    if log:
+        numbers, everything = (part.sign() * torch.log(1 + part.abs()) for part in (numbers, everything))
     torch.testing.assert_close(tensors["tabular.mean"].double(), numbers.mean(0), rtol=1e-5, atol=1e-5)
     deviation = numbers.std(0)
     deviation[deviation == 0] = 1.0
     torch.testing.assert_close(tensors["tabular.std"].double(), deviation, rtol=1e-5, atol=1e-5)
-    everything = torch.tensor(task.dataset.features, dtype=torch.float64)
     assert not torch.allclose(everything.mean(0), numbers.mean(0), rtol=1e-3), "the parts are too alike to tell apart"
 
 

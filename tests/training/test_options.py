@@ -38,6 +38,7 @@ from tests.training.tiny_runs import options
         ({"strategy": "scratch", "heads": (2, 4)}, "--heads replaces the heads of a loaded base; scratch takes its own"),
         ({"strategy": "last", "layers": (1,)}, "--layers chooses where LoRA goes; the strategy last takes --k"),
         ({"strategy": "none", "cache_prefix": True}, "--cache-prefix serves later epochs"),
+        ({"log_features": True}, "--log-features changes the numeric features, which only --tabular reads"),
         ({"seed": -1}, r"--seed -1 must be in \[0, 2\^32\), --threads 0 at least 0"),
         ({"threads": -1}, "--threads -1 at least 0"),
         ({"learning_rate": float("nan")}, "--learning-rate nan .* and all of them numbers"),

@@ -267,6 +267,10 @@ def test_a_tokenizer_truncates_where_it_is_told_and_pads_nothing(tmp_path: Path)
     short, long = tokenizer.encode_batch(["one two", "one two three four five six seven eight"])
     assert (len(short.ids), len(long.ids)) == (4, 9)
     assert long.ids[-1] == tokenizer.token_to_id("[SEP]")
+    end = load_tokenizer(folder, max_length=9, side="left").encode("one two three four five six seven eight")
+    assert tokenizer.decode(long.ids) == "one two three four five six seven"
+    assert tokenizer.decode(end.ids) == "two three four five six seven eight"
+    assert (end.ids[0], end.ids[-1]) == (long.ids[0], long.ids[-1])
 
 
 def test_a_folder_without_a_usable_tokenizer_is_refused(base: Path) -> None:

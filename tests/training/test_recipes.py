@@ -117,7 +117,18 @@ def test_what_no_option_of_ours_can_replay_is_named() -> None:
 def test_every_field_of_the_trainer_either_decides_a_run_or_does_not() -> None:
     """A new field must be put on one side, or a recipe would be silent about it."""
     others = {"output", "dataset", "data", "text", "label", "drop_empty", "base", "strategy", "tabular", "tokens_per_batch"}
-    others |= {"max_positions", "heads", "cache_prefix", "device", "threads", "resume", "save_every_s", "track"}
+    others |= {
+        "truncation_side",
+        "log_features",
+        "max_positions",
+        "heads",
+        "cache_prefix",
+        "device",
+        "threads",
+        "resume",
+        "save_every_s",
+        "track",
+    }
     deciding = {*READ, *TRAINED, *(name for group in (OF_STRATEGY, OF_DATASET) for names in group.values() for name in names)}
     assert deciding.isdisjoint(others)
     assert deciding | others == {field.name for field in dataclasses.fields(Finetune)}
