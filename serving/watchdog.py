@@ -14,6 +14,7 @@ The server itself is judged by the same marks: stopped, or its health endpoint s
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -68,9 +69,10 @@ class Watchdog:
     """Remembers the looks at one server process and judges."""
 
     def __init__(self, patience_s: float, known: frozenset[Name]) -> None:
-        """`known` has a process already, as it has answered, even if that dies before the first look."""
+        """`known` has all its processes already, as it has answered, even if one dies before the first look."""
         self._patience_s = patience_s
         self._known: dict[Name, tuple[Stub, ...]] = dict.fromkeys(known, ())
+        self._had: dict[Name, float] = dict.fromkeys(known, math.inf)
         self._since: dict[tuple[str, Name], float] = {}
         self._cpu: dict[int, deque[tuple[float, float]]] = {}
 
@@ -83,6 +85,7 @@ class Watchdog:
         self._known = {name: stubs for name, stubs in self._known.items() if name in sight.offered or name in living}
         short = {name for name in (*self._known, *living) if self._is_short(name, living.get(name, ()), sight)}
         self._known |= {name: stubs for name, stubs in living.items() if name not in short}
+        self._had = {name: self._had.get(name, 1) if name in short else len(stubs) for name, stubs in self._known.items()}
         self._note_cpu(now, sight.stubs)
         reasons = {name: self._judge(now, name, living.get(name, ()), name in short, sight) for name in (*self._known, SERVER)}
         return [
@@ -93,8 +96,7 @@ class Watchdog:
 
     def _is_short(self, name: Name, stubs: tuple[Stub, ...], sight: Sight) -> bool:
         """Whether a version lacks processes that it had. One that is being loaded gets them one by one."""
-        had = max(len(self._known.get(name, ())), 1)
-        return name in sight.offered and len(stubs) < min(had, sight.instances.get(name[0], 1))
+        return name in sight.offered and len(stubs) < min(self._had.get(name, 1), sight.instances.get(name[0], 1))
 
     def _blamed(self, reason: str, name: Name, living: tuple[Stub, ...]) -> tuple[Stub, ...]:
         if reason == "dead":

@@ -64,6 +64,16 @@ def test_a_process_that_was_lost_before_the_first_look_is_missed() -> None:
     assert named(watch(5, lambda now: sight(stub(TOKENIZER)))[1]) == [("dead", ENGINE)]
 
 
+def test_one_of_two_instances_that_was_lost_before_the_first_look_is_missed() -> None:
+    when, verdicts = watch(5, lambda now: sight(stub(TOKENIZER), stub(ENGINE), engines=2))
+    assert named(verdicts) == [("dead", ENGINE)]
+    assert when <= 2 * STEP_S
+
+
+def test_a_count_that_is_raised_by_hand_waits_for_the_next_load() -> None:
+    assert watch(20, lambda now: sight(stub(TOKENIZER), stub(ENGINE), engines=1 if now < 5 else 2))[1] == []
+
+
 def test_a_version_that_never_ran_in_a_stub_is_not_expected() -> None:
     assert watch(5, lambda now: sight(stub(TOKENIZER)), known=frozenset({TOKENIZER}))[1] == []  # a TensorRT engine
 
@@ -99,7 +109,9 @@ def test_one_of_two_instances_can_die_and_the_other_is_not_to_blame() -> None:
 
 def test_instances_that_come_one_by_one_or_are_taken_out_of_the_config_are_not_missed() -> None:
     def loading(now: float) -> Sight:
-        return sight(stub(TOKENIZER), *[stub(ENGINE, pid=21 + number) for number in range(1 + int(now > 4))], engines=2)
+        new = [stub(("bert_engine", 2), pid=21 + number) for number in range(int(now > 2) + int(now > 4))]
+        old = (stub(TOKENIZER), stub(ENGINE, pid=11), stub(ENGINE, pid=12))
+        return sight(*old, *new, offered=BOTH | {("bert_engine", 2)}, engines=2)
 
     assert watch(10, loading)[1] == []
 
