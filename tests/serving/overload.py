@@ -101,25 +101,28 @@ def recovery_s(rest: Sequence[Sent], objective_s: float) -> float:
 
 
 def cpu_seconds(state: ServerState) -> defaultdict[str, float]:
-    """CPU time used so far by the generator, the server and the stubs of each model."""
+    """CPU time used so far by the generator, the server, the stubs of each model, and by the whole machine."""
     pid = server_pid(state) or 0
     server = read_status(pid)
     used = defaultdict(float, generator=time.process_time(), tritonserver=server[1] if server else 0.0)
     for stub in find_children(pid).stubs:
         used[stub.model] += stub.cpu_s
+    ticks = [int(field) for field in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]  # user to steal
+    used["machine"] = (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")  # without idle and waiting for disks
     return used
 
 
 async def overloaded(
     generator: Generator, rate: float, seconds: float, state: ServerState
 ) -> tuple[list[Sent], dict[str, float]]:
-    """An open loop, and the cores that each process took meanwhile, until the last request was due."""
+    """An open loop, and the cores that each process, and all others, took meanwhile, until the last request was due."""
     before = cpu_seconds(state)
     sending = asyncio.create_task(generator.open_loop(rate, seconds))
     await asyncio.sleep(seconds)
     after = cpu_seconds(state)
     cores = {name: round((after[name] - before[name]) / seconds, 3) for name in after}
-    return await sending, cores
+    machine = cores.pop("machine")
+    return await sending, cores | {"others": round(max(0.0, machine - sum(cores.values())), 3)}
 
 
 def compare_with_peak(phases: Sequence[dict[str, Any]], cores: int) -> None:
