@@ -17,6 +17,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -29,7 +30,7 @@ from serving.events import EventLog, events_path
 from serving.launch import SHM_PREFIX_VARIABLE, find_installation, server_arguments
 from serving.process import ServerProcess
 from serving.releases import DEFAULT_REPOSITORY
-from serving.repository import Repository
+from serving.repository import STARTING, Repository
 from serving.state import ServerState, read_state, remove_state
 from serving.supervisor import Limits, Supervisor
 from serving.tls import GrpcTls
@@ -117,10 +118,18 @@ def check_servable(repository: Repository) -> None:
 def serve(options: Serve) -> None:
     """Run the server until it is told to stop; see the module docstring."""
     repository = Repository(options.repository)
-    check_servable(repository)
-    remove_state(options.repository)  # of one that was killed
-    for version in repository.offer_whole():
-        print(f"version {version} is damaged on the disk and is not loaded; retire it, or publish its release again")
+    with ExitStack() as starting:  # a publisher that does not see the server yet would change files while it reads them
+        repository.check()
+        starting.enter_context(repository.locked(STARTING, wait_s=options.start_timeout_s))
+        check_servable(repository)
+        remove_state(options.repository)  # of one that was killed
+        for version in repository.offer_whole():
+            print(f"version {version} is damaged on the disk and is not loaded; retire it, or publish its release again")
+        _supervise(options, repository, starting.close)
+
+
+def _supervise(options: Serve, repository: Repository, started: Callable[[], None]) -> None:
+    """Start the server and stay with it; `started` is called when it answers first, and has written down where."""
     wanted = {"grpc": options.grpc_port, "http": options.http_port, "metrics": options.metrics_port}
     ports = claim_ports(options.address, wanted)
     state = ServerState(
@@ -141,6 +150,7 @@ def serve(options: Serve) -> None:
     began = time.perf_counter()
 
     def announce(release: str) -> None:
+        started()
         print(f"{release} answers after {time.perf_counter() - began:.1f} s; log: {log}")
         urls = f"gRPC {state.grpc_url}   HTTP {state.http_url}   metrics {state.metrics_url}/metrics"
         print(f"{urls}   (Ctrl-C stops)", flush=True)

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clients import ClassifierError, connect
-from contract.command import Failure
+from contract.command import Failure, UsageError
 from contract.tensors import CANDIDATE, CLASSIFIER, ENSEMBLES, STEPS
 from serving.control import ModelControl
 from serving.repository import Repository
-from serving.state import ServerState, read_state
+from serving.state import STATE_FILE, ServerState, read_state
 
 PROBE_TEXT = "Which release is this?"
 
@@ -31,9 +31,20 @@ class Deployment:
 
     @classmethod
     def find(cls, repository: Repository, url: str | None = None) -> Deployment:
-        """The repository with its running server; `url` is the HTTP host:port to reach it at, when not as it wrote down."""
-        state = read_state(repository.path)
-        return cls(repository, dataclasses.replace(state, http_url=url) if state and url else state)
+        """The repository with its running server; `url` is the HTTP host:port to reach it at, when not as it wrote down.
+
+        Raises:
+            UsageError: a server is named, and none has written down its token.
+        """
+        state = read_state(repository.path, elsewhere=url is not None)
+        if url is None:
+            return cls(repository, state)
+        if state is None:
+            raise UsageError(
+                f"--url is {url}, but {repository.path / STATE_FILE}, which a server writes when it answers, is absent: start "
+                "it with this repository, or leave --url out to change only the files"
+            )
+        return cls(repository, dataclasses.replace(state, http_url=url))
 
     def load(self, *models: str) -> None:
         """Have the server load models as the repository now describes them. Raises `Failure` with its reason."""

@@ -70,7 +70,14 @@ def run_rehearsal(
     command = [sys.executable, "-I", str(Path(rehearsed.__file__).resolve())]
     try:
         done = subprocess.run(
-            command, input=json.dumps(order), capture_output=True, text=True, check=False, timeout=timeout_s, cwd="/"
+            command,
+            input=json.dumps(order),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout_s,
+            cwd="/",
+            start_new_session=True,  # of which it lowers the priority
         )
     except subprocess.TimeoutExpired as error:
         raise Failure(f"the release does not start and answer within {timeout_s:g} s") from error

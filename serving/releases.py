@@ -120,10 +120,10 @@ class ShowLog(_Place):
 Command = Publish | Promote | Rollback | Retire | ListReleases | ShowLog
 
 
-def list_releases(repository: Repository) -> None:
+def list_releases(repository: Repository, *, url: str | None = None) -> None:
     """Print one line a version: its number, its release, and what it is for."""
     repository.check()
-    deployment = Deployment.find(repository)
+    deployment = Deployment.find(repository, url)
     serving, candidate = repository.pinned(), repository.candidate()
     target = ReleaseLog(repository.path).previous(serving)
     if not repository.versions():
@@ -169,7 +169,7 @@ def main(command: Command) -> None:
             retired = retire(repository, command.versions, keep=command.keep, force=command.force, url=command.url)
             print(f"retired {', '.join(map(str, retired)) or 'nothing: there is no more than that'}")
         case ListReleases():
-            list_releases(repository)
+            list_releases(repository, url=command.url)
         case ShowLog():
             show_log(repository)
 

@@ -30,6 +30,10 @@ from contract.tensors import CANDIDATE, CLASSIFIER, ENGINE, ENSEMBLES, LOGITS, S
 
 DEFAULT_REPOSITORY = Path("build/model_repository")
 
+STARTING = "starting a server on"
+"""What a server that starts holds the repository for, until it has written down where it listens."""
+START_WAIT_S = 120.0
+
 _CONFIG = "config.pbtxt"
 _STAGING = ".staging-"
 
@@ -93,10 +97,13 @@ class Repository:
 
     def step_config(self, step: str) -> dict[str, Any]:
         """The config of a step as its python model is given it; {} where no python model serves the step."""
-        named = self.path / step / "configs" / "cpu.pbtxt"
-        config = self._read(named if named.is_file() else self.path / step / _CONFIG)
+        config = self._step(step)
         values: dict[str, Any] = json_format.MessageToDict(config, preserving_proto_field_name=True)
         return values if config.backend == "python" else {}
+
+    def instances(self, step: str) -> int:
+        """How many processes a version of a step has, where a python model serves it."""
+        return sum(max(group.count, 1) for group in self._step(step).instance_group) or 1
 
     def next_version(self, wanted: int | None = None) -> int:
         """The number of the next version: above every other. Raises `UsageError` for a `wanted` one that is not."""
@@ -218,6 +225,10 @@ class Repository:
             if path.read_bytes() != text:
                 self._replace(path, text)
 
+    def _step(self, step: str) -> Any:
+        named = self.path / step / "configs" / "cpu.pbtxt"
+        return self._read(named if named.is_file() else self.path / step / _CONFIG)
+
     def _read(self, path: Path) -> Any:
         try:
             return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
@@ -239,16 +250,42 @@ class Repository:
         os.utime(path, ns=(stamp, stamp))
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the repository against other publishers. Raises `Failure` when one is at work."""
+    def locked(self, doing: str = "publishing to", *, wait_s: float = 0.0) -> Iterator[None]:
+        """Hold the repository against other publishers, and against a server that starts; for that one everybody waits.
+
+        Args:
+            doing: what for, as others are told it: another process is DOING the repository.
+            wait_s: how long to wait for a publisher.
+
+        Raises:
+            Failure: another process holds it, and still after that time.
+        """
         descriptor = os.open(self.path / ".lock", os.O_CREAT | os.O_RDWR, 0o600)
+        began, told = time.monotonic(), False
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            while not _lock(descriptor):
+                held_for = os.pread(descriptor, 100, 0).decode() or "working on"
+                said = f"another process is {held_for} {self.path}"
+                if time.monotonic() - began >= (START_WAIT_S if held_for == STARTING else wait_s):
+                    raise Failure(f"{said}; wait until it is done")
+                if not told:
+                    print(f"{said}; waiting", flush=True)
+                told = True
+                time.sleep(0.1)
+            os.truncate(descriptor, 0)
+            os.pwrite(descriptor, doing.encode(), 0)
             yield
-        except BlockingIOError as error:
-            raise Failure(f"another process is publishing to {self.path}; wait until it is done") from error
         finally:
             os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    """Whether the file could be locked."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _labels_file(version: int) -> str:

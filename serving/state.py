@@ -33,14 +33,19 @@ class ServerState:
         write_json(repository / STATE_FILE, dataclasses.asdict(self), mode=0o600)
 
 
-def read_state(repository: Path) -> ServerState | None:
-    """The server that serves `repository`; None when there is none, or its process is gone."""
+def read_state(repository: Path, *, elsewhere: bool = False) -> ServerState | None:
+    """The server that serves `repository`; None when there is none, or its process is gone.
+
+    Args:
+        elsewhere: it runs on another machine or in another container, where its process cannot be seen from here.
+    """
     path = repository / STATE_FILE
     if not path.exists():
         return None
     state = ServerState(**read_json(path))
     try:
-        os.kill(state.pid, 0)
+        if not elsewhere:
+            os.kill(state.pid, 0)
     except ProcessLookupError:
         return None
     except PermissionError:

@@ -167,6 +167,7 @@ class Watch:
         self._direct: dict[Name, Prober] = {}
         self._pinned = pinned = repository.pinned()
         self._offered: frozenset[Name] = frozenset()
+        self._instances: dict[str, int] = {}
         self._watchdog = Watchdog(limits.patience_s, frozenset((step, pinned) for step in limits.python_steps if pinned))
         self._replacing: dict[Name, tuple[Future[Outcome], Verdict, float]] = {}
         self._unused: dict[str, float] = {}
@@ -204,7 +205,14 @@ class Watch:
         status = read_status(self._server.pid)
         owed = {name: prober.owed_s(self._now) for name, prober in self._direct.items()}
         state = status[0] if status else ZOMBIE
-        sight = Sight(server_state=state, stubs=children.stubs, offered=self._offered, owed_s=owed, unwell=unwell)
+        sight = Sight(
+            server_state=state,
+            stubs=children.stubs,
+            offered=self._offered,
+            owed_s=owed,
+            unwell=unwell,
+            instances=self._instances,
+        )
         for verdict in self._watchdog.look(self._now, sight):
             if verdict.server:
                 self.may_drain = False
@@ -221,6 +229,7 @@ class Watch:
         with contextlib.suppress(UsageError, OSError):
             self._pinned = self._repository.pinned() or self._pinned
             self._offered = frozenset((step, version) for version in self._repository.offered() for step in STEPS)
+            self._instances = {step: self._repository.instances(step) for step in STEPS}
 
     def _sweep(self, used: set[str]) -> None:
         """Remove shared memory that no stub has used for a while: what dead ones leave behind, and nobody else removes."""

@@ -2,10 +2,10 @@
 
 An overloaded server answers late too, so lateness alone proves nothing. What proves it:
 
-* dead      the kernel has no living process for a version that had one and is still offered
+* dead      the kernel has fewer living processes for a version than it had and its config asks for, and it is still offered
 * stopped   the kernel says that the process is stopped
-* hung      asked directly, the stub owes an answer and has used no CPU for `QUIET_S`; an overloaded one computes, and
-            one that waits for its turn is not owed to us: every request before ours is being computed
+* hung      asked directly, the version owes an answer and no process of it has used CPU for `QUIET_S`; an overloaded one
+            computes, and one that waits for its turn is not owed to us: every request before ours is being computed
 * endless   asked directly, the stub owes an answer for `patience_s`, computing or not
 * unwell    the server says for `UNWELL_S` on end that the stub is not healthy, though its process lives
 
@@ -14,6 +14,7 @@ The server itself is judged by the same marks: stopped, or its health endpoint s
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -44,6 +45,8 @@ class Sight:
     """How long a step, asked directly, or the server's health endpoint, has owed an answer."""
     unwell: frozenset[Name] = frozenset()
     """What the last answers called not healthy."""
+    instances: dict[str, int] = field(default_factory=dict)
+    """How many processes a version of each model has by its config; 1 of one that is not named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +57,7 @@ class Verdict:
     model: str
     version: int
     stubs: tuple[Stub, ...] = ()
-    """Its processes as last seen."""
+    """The processes that are to blame. Others of the version work on until their successors take over."""
 
     @property
     def server(self) -> bool:
@@ -66,9 +69,10 @@ class Watchdog:
     """Remembers the looks at one server process and judges."""
 
     def __init__(self, patience_s: float, known: frozenset[Name]) -> None:
-        """`known` has a process already, as it has answered, even if that dies before the first look."""
+        """`known` has all its processes already, as it has answered, even if one dies before the first look."""
         self._patience_s = patience_s
         self._known: dict[Name, tuple[Stub, ...]] = dict.fromkeys(known, ())
+        self._had: dict[Name, float] = dict.fromkeys(known, math.inf)
         self._since: dict[tuple[str, Name], float] = {}
         self._cpu: dict[int, deque[tuple[float, float]]] = {}
 
@@ -78,22 +82,35 @@ class Watchdog:
         for stub in sight.stubs:
             name = (stub.model, stub.version)
             living[name] = (*living.get(name, ()), stub)
-        self._known = {name: stubs for name, stubs in self._known.items() if name in sight.offered} | living
+        self._known = {name: stubs for name, stubs in self._known.items() if name in sight.offered or name in living}
+        short = {name for name in (*self._known, *living) if self._is_short(name, living.get(name, ()), sight)}
+        self._known |= {name: stubs for name, stubs in living.items() if name not in short}
+        self._had = {name: self._had.get(name, 1) if name in short else len(stubs) for name, stubs in self._known.items()}
         self._note_cpu(now, sight.stubs)
-        reasons = {name: self._judge(now, name, living.get(name, ()), sight) for name in (*self._known, SERVER)}
+        reasons = {name: self._judge(now, name, living.get(name, ()), name in short, sight) for name in (*self._known, SERVER)}
         return [
-            Verdict(reason=reason, model=name[0], version=name[1], stubs=self._known.get(name, ()))
+            Verdict(reason=reason, model=name[0], version=name[1], stubs=self._blamed(reason, name, living.get(name, ())))
             for name, reason in reasons.items()
             if reason
         ]
 
-    def _judge(self, now: float, name: Name, stubs: tuple[Stub, ...], sight: Sight) -> str:
+    def _is_short(self, name: Name, stubs: tuple[Stub, ...], sight: Sight) -> bool:
+        """Whether a version lacks processes that it had. One that is being loaded gets them one by one."""
+        return name in sight.offered and len(stubs) < min(self._had.get(name, 1), sight.instances.get(name[0], 1))
+
+    def _blamed(self, reason: str, name: Name, living: tuple[Stub, ...]) -> tuple[Stub, ...]:
+        if reason == "dead":
+            pids = {stub.pid for stub in living}
+            return tuple(stub for stub in self._known[name] if stub.pid not in pids)
+        return tuple(stub for stub in living if stub.state == STOPPED) if reason == "stopped" else living
+
+    def _judge(self, now: float, name: Name, stubs: tuple[Stub, ...], short: bool, sight: Sight) -> str:
         """Why `name` has to be replaced; empty when it has not."""
         states = [sight.server_state] if name == SERVER else [stub.state for stub in stubs]
         owed_s = sight.owed_s.get(name, 0.0)
-        quiet = name != SERVER and owed_s >= QUIET_S and any(self._is_quiet(now, stub.pid) for stub in stubs)
+        quiet = bool(stubs) and owed_s >= QUIET_S and all(self._is_quiet(now, stub.pid) for stub in stubs)
         held = {
-            "dead": self._held(now, "dead", name, name != SERVER and not stubs) >= CONFIRM_S,
+            "dead": self._held(now, "dead", name, short) >= CONFIRM_S,
             "stopped": self._held(now, "stopped", name, STOPPED in states) >= CONFIRM_S,
             "hung": quiet,
             "endless": owed_s >= self._patience_s,

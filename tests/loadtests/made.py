@@ -207,7 +207,7 @@ def overload_file() -> dict[str, Any]:
         phases.append(
             {
                 "factor": factor,
-                "generator_cores": 0.1,
+                "cores": {"generator": 0.1, "tritonserver": 0.2, "bert_engine": 1.6},
                 "offered_per_s": 20 * factor,
                 "goodput_per_s": good,
                 "late": 0,
@@ -218,6 +218,7 @@ def overload_file() -> dict[str, Any]:
                 "refusal_ms": {"p50": 1.0, "p95": 2.0, "p99": 3.0} if refused else {},
                 "recovery_s": 0.2 * factor,
                 "of_peak": good / 19.4,
+                "of_peak_per_core": good / 19.4,
             }
         )
     facts = {"date": "2026-01-02", "cores": 2, "texts": 8, "tokens": 32, "objective_ms": 1500.0}

@@ -38,6 +38,6 @@ def start_model(module: Any, folder: Path, config: dict[str, Any], **parameters:
     """An initialised `TritonPythonModel` of the version folder `folder`/1, with these parameters of its config changed."""
     changed = config["parameters"] | {key: {"string_value": value} for key, value in parameters.items()}
     model = module.TritonPythonModel()
-    arguments = {"model_config": json.dumps(config | {"parameters": changed})}
+    arguments = {"model_config": json.dumps(config | {"parameters": changed}), "model_instance_name": f"{config['name']}_0_0"}
     model.initialize(arguments | {"model_repository": str(folder), "model_version": "1", "model_name": config["name"]})
     return model

@@ -310,8 +310,10 @@ class Engine:
     """An engine's progress as the tokenizer reads it, moved by the test."""
 
     def __init__(self, module: Any) -> None:
-        self.progress = np.array([1.0, 0.0, 0.0, 0.0])
-        self.backlog = module.Backlog(self.progress)
+        self.shared = np.zeros((4, 6))
+        self.progress = self.shared[0, :4]
+        self.progress[0] = 1.0
+        self.backlog = module.Backlog(self.shared)
 
     def compute(self, tokens: int, seconds: float) -> None:
         self.progress[1:3] += tokens, seconds
@@ -329,7 +331,7 @@ def engine(module: Any) -> Engine:
 
 
 def test_without_an_engine_that_writes_there_is_no_wait(module: Any) -> None:
-    backlog = module.Backlog(np.zeros(4))
+    backlog = module.Backlog(np.zeros((4, 6)))
     for number in range(100):
         backlog.add(100_000, number / 100)
         assert backlog.wait_s(number / 100) == 0.0
@@ -342,12 +344,28 @@ def test_the_wait_is_what_is_owed_times_the_speed_under_load(engine: Engine) -> 
     assert engine.backlog.wait_s(0.01) == 0.0  # no speed known yet
     engine.compute(10_000, 0.5)
     assert engine.backlog.wait_s(0.5) == pytest.approx(40_000 * 0.5 / 10_000)
-    engine.compute(30_000, 3.0)  # slower now
-    assert engine.backlog.wait_s(3.5) == pytest.approx(10_000 * 3.0 / 30_000)
+    engine.compute(30_000, 3.0)  # twice as slow now
+    slower = 0.00005 + 0.3 * 0.00005
+    assert engine.backlog.wait_s(3.5) == pytest.approx(10_000 * slower)
     engine.compute(9_500, 1.0)
     assert engine.backlog.wait_s(4.5) == 0.0  # little is owed: no one has to wait
     engine.backlog.add(10_000, 4.5)
-    assert engine.backlog.wait_s(4.6) == pytest.approx(10_500 * 3.0 / 30_000)
+    assert engine.backlog.wait_s(4.6) == pytest.approx(10_500 * slower)
+
+
+def test_one_slow_call_is_no_slow_engine_and_many_are(engine: Engine) -> None:
+    engine.start()
+    engine.backlog.wait_s(0.0)
+    engine.backlog.add(1_000_000, 0.0)
+    engine.backlog.wait_s(0.0)
+    engine.compute(2_000, 0.2)
+    usual = engine.backlog.wait_s(0.2) / 998_000
+    engine.compute(2_000, 1.0)
+    assert engine.backlog.wait_s(1.2) / 996_000 < 3 * usual
+    for number in range(20):
+        engine.compute(2_000, 1.0)
+        wait_s = engine.backlog.wait_s(2.2 + number)
+    assert wait_s / 956_000 == pytest.approx(5 * usual, rel=0.01)
 
 
 def test_the_speed_of_small_batches_does_not_count(engine: Engine) -> None:
@@ -370,7 +388,7 @@ def test_what_was_lost_on_the_way_is_forgotten_when_the_engine_is_idle(engine: E
     engine.end(0.6)
     assert engine.backlog.wait_s(0.65) > 1
     assert engine.backlog.wait_s(0.75) == 0.0
-    assert engine.backlog.sent == engine.progress[1]
+    assert engine.backlog.owed == 0
 
 
 def test_what_was_just_sent_is_not_forgotten_though_the_engine_has_not_started(engine: Engine) -> None:
@@ -378,7 +396,7 @@ def test_what_was_just_sent_is_not_forgotten_though_the_engine_has_not_started(e
     engine.backlog.wait_s(10.0)
     engine.backlog.add(5_000, 10.0)
     engine.backlog.wait_s(10.05)
-    assert engine.backlog.sent - engine.progress[1] == 5_000
+    assert engine.backlog.owed == 5_000
 
 
 def test_an_engine_that_started_again_owes_nothing(engine: Engine) -> None:
@@ -398,7 +416,45 @@ def test_requests_that_go_past_the_tokenizer_are_no_credit(engine: Engine) -> No
     engine.compute(100_000, 1.0)
     engine.backlog.wait_s(1.0)
     engine.backlog.add(5_000, 1.0)
-    assert engine.backlog.sent - engine.progress[1] == 5_000
+    engine.backlog.wait_s(1.0)
+    assert engine.backlog.owed == 5_000
+
+
+def test_several_engines_are_as_fast_as_all_of_them_and_owe_what_all_tokenizers_sent(module: Any, engine: Engine) -> None:
+    engine.shared[3, 0] = 1.5  # another engine
+    other = module.Backlog(engine.shared, 2)
+    engine.start()
+    for backlog in (engine.backlog, other):
+        backlog.wait_s(0.0)
+    engine.backlog.add(30_000, 0.0)
+    other.add(20_000, 0.0)
+    for backlog in (engine.backlog, other):
+        backlog.wait_s(0.0)
+    engine.compute(6_000, 0.5)
+    engine.shared[3, 1:3] += 4_000, 0.5
+    assert engine.backlog.wait_s(0.5) == pytest.approx(40_000 * 0.5 / 10_000)
+    assert other.wait_s(0.5) == pytest.approx(40_000 * 0.5 / 10_000)
+    engine.end(0.5)
+    engine.shared[3, 3] = np.inf  # the other one computes on
+    assert engine.backlog.wait_s(0.9) > 1
+    engine.shared[3, 3] = 0.9
+    assert engine.backlog.wait_s(1.1) == other.wait_s(1.1) == 0.0
+
+
+def test_a_tokenizer_or_engine_that_started_again_takes_the_others_along(module: Any, engine: Engine) -> None:
+    other = module.Backlog(engine.shared, 2)
+    engine.start()
+    for backlog in (engine.backlog, other):
+        backlog.wait_s(0.0)
+        backlog.add(5_000, 0.0)
+    engine.backlog.wait_s(0.0)
+    assert engine.backlog.owed == 10_000
+    module.Backlog(engine.shared, 2)
+    engine.backlog.wait_s(0.01)
+    assert 0 <= engine.backlog.owed <= 5_000
+    engine.shared[1, 0] = 7.0
+    engine.backlog.wait_s(0.02)
+    assert engine.backlog.owed == 0
 
 
 def test_an_overloaded_model_refuses_before_it_reads(module: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -409,8 +465,28 @@ def test_an_overloaded_model_refuses_before_it_reads(module: Any, folder: Path, 
         assert response.error is not None
         assert response.error.code() == TritonError.UNAVAILABLE
         assert response.error.message() == "overloaded: the engine is 250 ms behind, 250 ms are allowed; try again later"
+    assert responses[0] is not responses[1] and responses[0].error is not responses[1].error
     monkeypatch.setattr(model.backlog, "wait_s", lambda now: 0.25)
     assert ids_of(ask(model, ("cat",))[0])
+
+
+def test_refusals_gather_unless_more_requests_are_waiting(module: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = start_model(module, folder, tokenizer_config())
+    monkeypatch.setattr(model.backlog, "wait_s", lambda now: 10.0)
+    pauses: list[float] = []
+    monkeypatch.setattr(module.time, "sleep", pauses.append)
+
+    def paused(*sizes: int) -> bool:
+        """Whether it paused over requests of so many texts, in a batch of at most 64."""
+        before = len(pauses)
+        assert len(ask(model, *[(b"cat",) * size for size in sizes])) == len(sizes)
+        return len(pauses) > before
+
+    assert [paused(8), paused(8, 8, 8), paused(*[8] * 7), paused(*[8] * 8)] == [True, True, True, False]
+    assert [paused(40), paused(8), paused(8, 16), paused(20, 8)] == [False, True, True, False]  # another of 40 would not fit
+    assert [paused(1) for _ in range(200)] == [True] * 200
+    assert paused(40, 1) is False and paused(8) and model.largest < 40
+    assert set(pauses) == {module.GATHER_S}
 
 
 def test_tokenizer_and_engine_share_their_progress_under_the_servers_name(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -418,13 +494,36 @@ def test_tokenizer_and_engine_share_their_progress_under_the_servers_name(module
     monkeypatch.setenv("BERT_SHM_PREFIX", prefix)
     path = Path("/dev/shm") / f"{prefix}progress_7"  # noqa: S108
     try:
-        ours, theirs = module.open_progress("7"), load_module("bert_engine").open_progress("7")
-        theirs[:] = (1.0, 2.0, 3.0, 4.0)
-        assert ours.tolist() == [1.0, 2.0, 3.0, 4.0]
-        assert module.open_progress("7").tolist() == [1.0, 2.0, 3.0, 4.0]  # a stub that starts again clears nothing
-        assert path.stat().st_size == 32
+        ours, row = module.open_progress("7", "bert_tokenizer_0_0")
+        theirs = [load_module("bert_engine").open_progress("7", f"bert_engine_0_{number}") for number in range(2)]
+        assert row == 0
+        theirs[1][:] = (1.0, 2.0, 3.0, 4.0)
+        assert ours[:2].tolist() == [[0.0] * 6, [1.0, 2.0, 3.0, 4.0, 0.0, 0.0]]
+        again, row = module.open_progress("7", "bert_tokenizer_0_1")
+        assert (again.tolist(), row) == (ours.tolist(), 1)  # a stub that starts again clears nothing of others
+        module.Backlog(again, row).add(5, 6.0)
+        assert ours[1].tolist() == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+        assert path.stat().st_size == ours.nbytes
     finally:
         path.unlink()
+
+
+@pytest.mark.parametrize("model", ["bert_tokenizer", "bert_engine"])
+@pytest.mark.parametrize("instance", ["0_64", "1_0"])
+def test_an_instance_without_a_row_is_refused(model: str, instance: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BERT_SHM_PREFIX", f"bert_test_{os.getpid()}_")
+    with pytest.raises(ValueError, match=f"{model}_{instance} is one too many: allowed is one instance_group with a count of"):
+        load_module(model).open_progress("7", f"{model}_{instance}")
+
+
+def test_an_engine_that_ends_is_counted_no_more_unless_another_has_its_row() -> None:
+    engine = load_module("bert_engine").TritonPythonModel()
+    engine.started, engine.progress = 5.0, np.array([5.0, 2.0, 3.0, 4.0])
+    engine.finalize()
+    assert engine.progress.tolist() == [0.0] * 4
+    engine.progress[:] = (6.0, 2.0, 3.0, 4.0)
+    engine.finalize()
+    assert engine.progress.tolist() == [6.0, 2.0, 3.0, 4.0]
 
 
 def test_what_is_counted_is_reported_now_and_then(module: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

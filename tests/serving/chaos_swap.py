@@ -1,6 +1,7 @@
 """Swap releases under traffic, every second one bad, and count what clients notice. For the figures, not for CI:
 
     python -m tests.serving.chaos_swap --release build/release --swaps 1000 --output docs/measurements/chaos-swap.json
+    python -m tests.serving.chaos_swap ... --seconds 140     # a piece of it; again and again, until all swaps are done
 
 Good releases are the given one and two copies of it whose first logit is shifted, so that an answer of one release's engine
 under another's name cannot hide. Clients retry nothing. Latency is measured apart from the chaos, at 40 % of what the server
@@ -9,6 +10,7 @@ answered at most: around flips, and while releases load (by the command, in a pr
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import subprocess
@@ -38,10 +40,11 @@ from serving.stubs import child_pids
 from serving.switch import promote, retire, rollback
 from tests.served import deployed, serving
 from tests.serving.faults import FAULTS, faulty, variant
+from tests.serving.swap_record import add, begin, part_file, save
 from tests.serving.traffic import ANY, Answers, Traffic, known_answers
 
 ROOT = Path(__file__).resolve().parents[2]
-CHUNK = 10
+CHUNK = 6  # swaps between two looks at memory and cost, and between two pieces: each move once, three bad releases
 MOVES = ("publish", "rollback", "promote")
 
 
@@ -57,10 +60,14 @@ class ChaosSwap:
     """Measure capacity and latency first; without it the traffic is two clients in a closed loop."""
     output: Path | None = None
     """JSON file to write."""
+    seconds: float | None = None
+    """End this piece of the run after about so long; the same command goes on with the rest. All at once when left out."""
 
     def __post_init__(self) -> None:
         if self.swaps < 2:
             raise UsageError(f"--swaps is {self.swaps}; it must be at least 2")
+        if self.seconds is not None and (self.seconds <= 0 or self.output is None):
+            raise UsageError(f"--seconds is {self.seconds}; it must be above 0, and --output is needed to go on beside")
 
 
 class Chaos:
@@ -150,10 +157,10 @@ def measure_latency(chaos: Chaos) -> dict[str, Any]:
     with traffic.running(rate=0.4 * capacity, workers=16):
         time.sleep(1)
         start = time.monotonic()
-        time.sleep(15)
+        time.sleep(12)
         steady = answers.p99_ms(start, time.monotonic())
-        flips = _flip_windows(chaos, 15)
-        loads = [_loading_window(chaos) for _ in range(5)]
+        flips = _flip_windows(chaos, 12)
+        loads = [_loading_window(chaos) for _ in range(3)]
     near_flips = _p99(answers, flips)
     loading = _p99(answers, loads)
     return {
@@ -230,47 +237,77 @@ def eighty_percent(capacity: float) -> dict[str, Any]:
 
 
 def run(options: ChaosSwap, folder: Path) -> dict[str, Any]:
-    """Everything, with its files in `folder`; the figures."""
+    """All swaps, or a piece of them, with its files in `folder`; what was found so far, and `restart_s` after the last swap."""
+    started = time.monotonic()
+    part = part_file(options.output) if options.output and options.seconds else None
+    found = begin(part, read_manifest(options.release).release, options.swaps)
     shifts = {"b": 0.5, "c": 1.0}
     good = [options.release, *(variant(options.release, folder / name, name=name, shift=shifts[name]) for name in shifts)]
     bad = {fault: faulty(options.release, folder / fault.replace(" ", "-"), fault) for fault in FAULTS}
     texts = read_probes(options.release).texts
     known = known_answers(folder / "scratch", good, texts)
     repository = deployed(folder, options.release)
-    memory, cost = [], []
     with serving(repository) as state:
         chaos = Chaos(repository, state, good, bad, Traffic(state.grpc_url, texts, known))
-        latency = measure_latency(chaos) if options.latency else {}
-        load = eighty_percent(latency["capacity_per_s"]) if options.latency else {"closed": 2}
-        for start in tqdm(range(0, options.swaps, CHUNK), desc="swapping", unit=f"{CHUNK} swaps", mininterval=0.5):
-            with chaos.traffic.running(**load):
-                for number in range(start, min(start + CHUNK, options.swaps)):
-                    chaos.swap(number)
-            memory.append(round(family_pss_mb(state.pid), 1))
-            if options.latency:
-                cost.append(round(sequential_p50_ms(chaos.traffic, 1.0), 3))
-    restart_s = restart_with_damage(repository, bad["truncated engine"])
-    return figures(options, chaos) | latency | {"pss_mb": memory, "sequential_p50_ms": cost, "restart_s": restart_s}
+        latency = found["latency"] or (measure_latency(chaos) if options.latency else {})
+        piece = figures(chaos, latency)
+        save(part, add(found, piece))
+        ends = started + (options.seconds or math.inf)
+        must, longest = latency == found["latency"], 0.0  # a piece does something, however short it is
+        with tqdm(total=options.swaps, initial=found["done"], desc="swapping", unit="swaps", mininterval=0.5) as bar:
+            while found["done"] + piece["done"] < options.swaps and (must or time.monotonic() + longest < ends):
+                began = time.monotonic()
+                piece = swap_chunk(chaos, found["done"] + piece["done"], options, piece)
+                bar.update(found["done"] + piece["done"] - bar.n)
+                save(part, add(found, piece))
+                must, longest = False, max(longest, time.monotonic() - began)
+    found = add(found, piece)
+    if found["done"] == options.swaps:
+        found["restart_s"] = restart_with_damage(repository, bad["truncated engine"])
+        if part is not None:
+            part.unlink()
+    return found
 
 
-def figures(options: ChaosSwap, chaos: Chaos) -> dict[str, Any]:
-    """What was counted."""
+def swap_chunk(chaos: Chaos, start: int, options: ChaosSwap, piece: dict[str, Any]) -> dict[str, Any]:
+    """The piece with the swaps from number `start` to the end of the chunk."""
+    end = min(start + CHUNK, options.swaps)
+    load = eighty_percent(piece["latency"]["capacity_per_s"]) if options.latency else {"closed": 2}
+    with chaos.traffic.running(**load):
+        for number in range(start, end):
+            chaos.swap(number)
+    memory = [*piece["pss_mb"], round(family_pss_mb(chaos.state.pid), 1)]
+    cost = [*piece["sequential_p50_ms"], *([round(sequential_p50_ms(chaos.traffic, 1.0), 3)] if options.latency else [])]
+    done = piece["done"] + end - start
+    return figures(chaos, piece["latency"]) | {"done": done, "pss_mb": memory, "sequential_p50_ms": cost}
+
+
+def figures(chaos: Chaos, latency: dict[str, Any]) -> dict[str, Any]:
+    """What a piece has counted so far."""
     answers = chaos.traffic.answers
-    requests = len(answers.latencies) + len(answers.failures)
     moves = [event["seconds"] for event in ReleaseLog(chaos.repository.path).events() if event["event"] == "rollback"]
     return {
-        "release": read_manifest(options.release).release,
-        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
-        "swaps": options.swaps,
+        "done": 0,
+        "pieces": 1,
         "counts": dict(chaos.counts),
-        "bad_releases": options.swaps // 2,
-        "requests": requests,
+        "requests": len(answers.latencies) + len(answers.failures),
         "failed": len(answers.failures),
         "mixed": len(answers.mixed),
-        "failure_rate_bound": 3 / requests,
         "slowest_rollback_s": max(moves, default=0.0),
         "wrong": [*chaos.wrong, *answers.failures[:5], *answers.mixed[:5]],
+        "pss_mb": [],
+        "sequential_p50_ms": [],
+        "latency": latency,
     }
+
+
+def report(found: dict[str, Any]) -> dict[str, Any]:
+    """The finished run as it is written down."""
+    facts: dict[str, Any] = {name: value for name, value in found.items() if name not in {"latency", "done"}}
+    facts |= {"machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}}
+    facts |= {"bad_releases": found["swaps"] // 2, "failure_rate_bound": 3 / found["requests"]}
+    facts |= found["latency"]
+    return facts
 
 
 def main(options: ChaosSwap) -> None:
@@ -278,20 +315,23 @@ def main(options: ChaosSwap) -> None:
     with tempfile.TemporaryDirectory(prefix="chaos-swap-") as folder:
         found = run(options, Path(folder))
     print(
-        f"{found['swaps']} swaps, {found['requests']} requests: {found['failed']} failed, {found['mixed']} mixed "
-        f"(so under {found['failure_rate_bound']:.2g} of requests fail, with 95 % confidence); "
-        f"{found['counts'].get('refused', 0)} of {found['bad_releases']} bad releases refused; "
-        f"slowest rollback {found['slowest_rollback_s']:.2f} s; restarted beside damaged versions in {found['restart_s']:.1f} s"
+        f"{found['done']} of {found['swaps']} swaps, {found['requests']} requests: {found['failed']} failed, {found['mixed']} "
+        f"mixed (so under {3 / found['requests']:.2g} of requests fail, with 95 % confidence); "
+        f"{found['counts'].get('refused', 0)} of {found['done'] // 2} bad releases refused; "
+        f"slowest rollback {found['slowest_rollback_s']:.2f} s"
     )
-    if options.latency:
+    if latency := found["latency"]:
         print(
-            f"at 40 % load: p99 {found['steady_p99_ms']:.1f} ms steady, {found['flip_ratio']:.2f} times that within 1 s of a "
-            f"flip, {found['loading_ratio']:.2f} times while a release loads ({found['loading_s']:.1f} s)"
+            f"at 40 % load: p99 {latency['steady_p99_ms']:.1f} ms steady, {latency['flip_ratio']:.2f} times that within 1 s of "
+            f"a flip, {latency['loading_ratio']:.2f} times while a release loads ({latency['loading_s']:.1f} s)"
         )
-        for name, unit in (("pss_mb", "MB of memory"), ("sequential_p50_ms", "ms a request alone")):
-            print(f"from the first {CHUNK} swaps to the last: {found[name][0]:.1f} to {found[name][-1]:.1f} {unit}")
-    if options.output:
-        write_json(options.output, found)
+        print(f"along the swaps: {found['pss_mb']} MB of memory, {found['sequential_p50_ms']} ms a request alone")
+    if found["done"] < found["swaps"]:
+        print("the same command goes on with the rest")
+    else:
+        print(f"restarted beside damaged versions in {found['restart_s']:.1f} s")
+        if options.output:
+            write_json(options.output, report(found))
     if found["wrong"]:
         raise Failure("; ".join(found["wrong"]))
 

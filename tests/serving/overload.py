@@ -3,7 +3,8 @@
     python -m tests.serving.overload --output docs/measurements/overload.json
 
 Open loop: requests are sent at fixed times whatever the answers do. Capacity is the goodput of a closed loop just before.
-Goodput counts answers within the objective, from the time that the request was due.
+Goodput counts answers within the objective, from the time that the request was due. The generator runs on the server's cores,
+so what it takes of them is measured as well, and its peak is also compared with that share taken off.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import resource
 import statistics
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -27,10 +28,12 @@ from tqdm import tqdm
 
 from contract.command import UsageError, run_command
 from contract.files import write_json
-from serving.state import read_state
+from serving.state import ServerState, read_state
+from serving.stubs import find_children, read_status
 from tests.served import deployed, serving
 from tests.serving.embedded import embedded_release, texts_of_tokens
 from tests.serving.load import OK, Generator, Sent, request_bytes
+from tests.serving.processes import server_pid
 
 CLOSED_TEXTS = 128
 """Texts under way while the capacity is measured: two full batches, so that the engine never waits and nobody is refused."""
@@ -97,10 +100,45 @@ def recovery_s(rest: Sequence[Sent], objective_s: float) -> float:
     return max((one.at_s for one in rest if one.code != OK or one.latency_s > objective_s), default=0.0)
 
 
-async def measure(options: Overload, url: str) -> dict[str, Any]:
-    """All phases against the server at `url`."""
+def cpu_seconds(state: ServerState) -> defaultdict[str, float]:
+    """CPU time used so far by the generator, the server, the stubs of each model, and by the whole machine."""
+    pid = server_pid(state) or 0
+    server = read_status(pid)
+    used = defaultdict(float, generator=time.process_time(), tritonserver=server[1] if server else 0.0)
+    for stub in find_children(pid).stubs:
+        used[stub.model] += stub.cpu_s
+    ticks = [int(field) for field in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]  # user to steal
+    used["machine"] = (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")  # without idle and waiting for disks
+    return used
+
+
+async def overloaded(
+    generator: Generator, rate: float, seconds: float, state: ServerState
+) -> tuple[list[Sent], dict[str, float]]:
+    """An open loop, and the cores that each process, and all others, took meanwhile, until the last request was due."""
+    before = cpu_seconds(state)
+    sending = asyncio.create_task(generator.open_loop(rate, seconds))
+    await asyncio.sleep(seconds)
+    after = cpu_seconds(state)
+    cores = {name: round((after[name] - before[name]) / seconds, 3) for name in after}
+    machine = cores.pop("machine")
+    return await sending, cores | {"others": round(max(0.0, machine - sum(cores.values())), 3)}
+
+
+def compare_with_peak(phases: Sequence[dict[str, Any]], cores: int) -> None:
+    """Add to each phase its goodput relative to the best, as it is and per core that the generator left."""
+    left = {"of_peak": [cores] * len(phases), "of_peak_per_core": [cores - phase["cores"]["generator"] for phase in phases]}
+    for key, shares in left.items():
+        goodput = [phase["goodput_per_s"] / share for phase, share in zip(phases, shares, strict=True)]
+        for phase, value in zip(phases, goodput, strict=True):
+            phase[key] = round(value / max(goodput), 3)
+
+
+async def measure(options: Overload, state: ServerState) -> dict[str, Any]:
+    """All phases against a server."""
     objective_s = options.objective_ms / 1000
-    generator = Generator(url, request_bytes(texts_of_tokens(options.texts, options.tokens)), timeout_s=30)
+    request = request_bytes(texts_of_tokens(options.texts, options.tokens))
+    generator = Generator(state.grpc_url, request, timeout_s=30)
     try:
         callers = max(2, CLOSED_TEXTS // options.texts)
         await generator.closed_loop(callers, 2.0)
@@ -108,14 +146,13 @@ async def measure(options: Overload, url: str) -> dict[str, Any]:
         capacity = sum(one.code == OK for one in closed) / options.seconds
         phases = []
         for factor in tqdm(options.factors, desc="phases", mininterval=0.5):
-            cpu = time.process_time()
-            sent = await generator.open_loop(factor * capacity, options.seconds)
-            phase = {"factor": factor, "generator_cores": round((time.process_time() - cpu) / options.seconds, 2)}
+            sent, cores = await overloaded(generator, factor * capacity, options.seconds, state)
             rest = await generator.open_loop(REST_FACTOR * capacity, min(5.0, options.seconds))
-            phase |= summarise(sent, options.seconds, objective_s) | {"recovery_s": round(recovery_s(rest, objective_s), 2)}
-            phases.append(phase)
+            phase = {"factor": factor, "cores": cores} | summarise(sent, options.seconds, objective_s)
+            phases.append(phase | {"recovery_s": round(recovery_s(rest, objective_s), 2)})
     finally:
         await generator.close()
+    compare_with_peak(phases, len(os.sched_getaffinity(0)))
     return {"capacity_per_s": capacity, "phases": phases}
 
 
@@ -130,16 +167,15 @@ def overload(options: Overload) -> None:
             if running is None:
                 raise UsageError(f"no server serves {options.repository}; python -m serving starts one")
             state = running
-        measured = asyncio.run(measure(options, state.grpc_url))
-    peak = max(phase["goodput_per_s"] for phase in measured["phases"])
+        measured = asyncio.run(measure(options, state))
     print(f"capacity {measured['capacity_per_s']:.1f} requests/s of {options.texts} texts of about {options.tokens} tokens")
     for phase in measured["phases"]:
-        phase["of_peak"] = round(phase["goodput_per_s"] / peak, 3)
         print(
-            f"{phase['factor']:>5}x  goodput {phase['goodput_per_s']:7.1f}/s ({phase['of_peak']:.0%} of peak)  "
+            f"{phase['factor']:>5}x  goodput {phase['goodput_per_s']:7.1f}/s ({phase['of_peak']:.0%} of peak, "
+            f"{phase['of_peak_per_core']:.0%} per core left)  "
             f"late {phase['late']}  refused {phase['refused']} {phase['refusal_codes']} in {phase['refusal_ms']} ms  "
             f"answers {phase['answer_ms']} ms  recovery {phase['recovery_s']} s  "
-            f"generator {phase['generator_cores']} cores  errors {phase['errors']}"
+            f"cores {phase['cores']}  errors {phase['errors']}"
         )
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)

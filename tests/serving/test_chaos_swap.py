@@ -2,26 +2,66 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from contract.command import UsageError
-from tests.serving.chaos_swap import ChaosSwap, run
+from contract.files import read_json
+from tests.serving.chaos_swap import CHUNK, ChaosSwap, report, run
 from tests.serving.faults import FAULTS
+from tests.serving.swap_record import add, begin, part_file, save
 
 
 @pytest.mark.server
 @pytest.mark.timeout(900)  # half a minute on a machine of its own, minutes on a crowded one
-def test_thirty_swaps_are_noticed_by_no_client(release: Path, tmp_path: Path) -> None:
-    found = run(ChaosSwap(release=release, swaps=30, latency=False), tmp_path)
+def test_thirty_swaps_in_two_pieces_are_noticed_by_no_client(release: Path, tmp_path: Path) -> None:
+    output = tmp_path / "found.json"
+    options = partial(ChaosSwap, release=release, swaps=30, latency=False, output=output)
+    first = run(options(seconds=0.001), tmp_path / "first")
+    assert (first["done"], first["counts"]) == (CHUNK, {"publish": 1, "rollback": 1, "promote": 1, "refused": 3})
+    assert read_json(part_file(output)) == first
+    found = run(options(seconds=900), tmp_path / "second")
     assert found["wrong"] == []
-    assert (found["failed"], found["mixed"]) == (0, 0)
+    assert (found["done"], found["pieces"], found["failed"], found["mixed"]) == (30, 2, 0, 0)
     assert found["counts"] == {"publish": 5, "rollback": 5, "promote": 5, "refused": 15}
     assert found["requests"] > 1000
-    assert found["bad_releases"] == 15 >= len(FAULTS)
+    assert found["restart_s"] > 0
+    assert len(found["pss_mb"]) == 30 / CHUNK
+    assert report(found)["bad_releases"] == 15 >= len(FAULTS)
+    assert not part_file(output).exists()
 
 
-def test_one_swap_is_no_chaos() -> None:
+def piece(**values: object) -> dict[str, object]:
+    counted = {"done": 6, "pieces": 1, "counts": {"publish": 1}, "requests": 10, "failed": 0, "mixed": 0, "latency": {}}
+    return counted | {"slowest_rollback_s": 0.5, "wrong": [], "pss_mb": [1.0], "sequential_p50_ms": [2.0]} | values
+
+
+def test_pieces_add_up(tmp_path: Path) -> None:
+    path = part_file(tmp_path / "found.json")
+    found = add(begin(path, "mine", 12), piece(latency={"capacity_per_s": 50.0}))
+    save(path, found)
+    assert begin(path, "mine", 12) == found
+    total = add(found, piece(counts={"publish": 2, "refused": 3}, failed=1, wrong=["late"], slowest_rollback_s=0.25))
+    assert (total["done"], total["pieces"], total["requests"], total["failed"]) == (12, 2, 20, 1)
+    assert total["counts"] == {"publish": 3, "refused": 3}
+    assert (total["pss_mb"], total["wrong"], total["slowest_rollback_s"]) == ([1.0, 1.0], ["late"], 0.5)
+    assert total["latency"] == {"capacity_per_s": 50.0}
+
+
+@pytest.mark.parametrize(("release", "swaps"), [("mine", 30), ("other", 12)])
+def test_pieces_of_another_run_are_not_gone_on_with(tmp_path: Path, release: str, swaps: int) -> None:
+    path = tmp_path / "found.part"
+    save(path, add(begin(path, "mine", 12), piece()))
+    with pytest.raises(UsageError, match=f"holds 6 of 12 swaps of mine, wanted are {swaps} of {release}"):
+        begin(path, release, swaps)
+
+
+def test_one_swap_is_no_chaos_and_a_piece_needs_a_file_and_time() -> None:
     with pytest.raises(UsageError, match="--swaps is 1"):
         ChaosSwap(swaps=1)
+    with pytest.raises(UsageError, match=r"--seconds is 60\.0; it must be above 0, and --output is needed"):
+        ChaosSwap(seconds=60.0)
+    with pytest.raises(UsageError, match="--seconds is 0"):
+        ChaosSwap(seconds=0, output=Path("found.json"))

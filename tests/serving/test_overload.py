@@ -12,7 +12,7 @@ from clients import Rejected, connect
 from contract.tensors import TOKENIZER
 from tests.served import deployed, serving, wait_until
 from tests.serving.load import OK, Generator, Sent, request_bytes
-from tests.serving.overload import recovery_s, summarise
+from tests.serving.overload import compare_with_peak, recovery_s, summarise
 from tests.tiny import tiny_texts
 
 TEXTS = [text for text, _ in tiny_texts(64)]
@@ -30,6 +30,13 @@ def test_answers_are_counted_by_what_became_of_them() -> None:
     assert summary["answer_ms"]["p50"] == pytest.approx(50)
     assert recovery_s(sent, 1.0) == 1.4
     assert recovery_s(sent[:10], 1.0) == 0.0
+
+
+def test_goodput_is_compared_with_the_best_as_it_is_and_per_core_that_the_generator_left() -> None:
+    phases = [{"goodput_per_s": good, "cores": {"generator": used}} for good, used in ((20.0, 0.0), (15.0, 0.5), (16.0, 0.0))]
+    compare_with_peak(phases, 2)
+    assert [phase["of_peak"] for phase in phases] == [1.0, 0.75, 0.8]
+    assert [phase["of_peak_per_core"] for phase in phases] == [1.0, 1.0, 0.8]
 
 
 @pytest.mark.server

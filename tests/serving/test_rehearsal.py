@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from contract.probes import Probes
 from contract.release import read_manifest
 from contract.tensors import ENGINE, STEPS, TOKENIZER
 from serving import rehearsed
-from serving.rehearsal import Rehearsal, check_rehearsal, rehearse, run_rehearsal
+from serving.rehearsal import NICENESS, Rehearsal, check_rehearsal, rehearse, run_rehearsal
 from serving.repository import Repository
 from tests.served import deployed
 
@@ -59,6 +60,22 @@ def test_whatever_a_model_does_at_its_start_is_a_refusal(
     model.write_text(f"{model.read_text(encoding='utf-8')}\n{code}\n", encoding="utf-8")
     with pytest.raises(Failure, match=said):
         rehearse(repository, 1, copy=copy)
+
+
+def test_a_rehearsal_gives_way_to_the_server(placed: tuple[Repository, Path]) -> None:
+    repository, copy = placed
+    code = "import os\nraise RuntimeError(f'niceness {os.nice(0)}, own session {os.getsid(0) == os.getpid()}')\n"
+    (copy / TOKENIZER / "1" / "model.py").write_text(code)
+    with pytest.raises(Failure, match=f"niceness {min(os.nice(0) + NICENESS, 19)}, own session True"):
+        rehearse(repository, 1, copy=copy)
+
+
+def test_a_session_gives_way_where_the_kernel_groups_by_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rehearsed, "AUTOGROUP", tmp_path / "autogroup")
+    rehearsed.give_way(0)
+    assert (tmp_path / "autogroup").read_text() == "0"
+    monkeypatch.setattr(rehearsed, "AUTOGROUP", tmp_path / "absent" / "autogroup")
+    rehearsed.give_way(0)
 
 
 def test_a_model_that_hangs_is_given_up(placed: tuple[Repository, Path]) -> None:

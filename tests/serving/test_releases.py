@@ -15,10 +15,12 @@ import pytest
 from contract.command import Failure, UsageError
 from contract.release import read_manifest
 from contract.tensors import CANDIDATE, ENGINE, ENSEMBLES, TOKENIZER
+from serving.deployment import Deployment
 from serving.publish import publish
 from serving.release_log import ReleaseLog
-from serving.releases import Publish, Retire, list_releases, main, show_log
+from serving.releases import ListReleases, Publish, Retire, list_releases, main, show_log
 from serving.repository import Repository
+from serving.state import ServerState
 from serving.switch import promote, retire, rollback, withdraw
 from tests.served import deployed
 from tests.serving.faults import FAULTS, faulty, variant
@@ -305,6 +307,32 @@ def test_nothing_moves_while_another_publish_runs(repository: Repository, releas
     with repository.locked(), pytest.raises(Failure, match="another process is publishing"):
         moves(release)[name](repository)
     assert contents(repository.path) == before
+
+
+@pytest.mark.parametrize("name", ["publish", "promote", "rollback", "retire", "list"])
+def test_a_server_that_is_named_and_left_no_token_is_an_error(repository: Repository, release: Path, name: str) -> None:
+    before = contents(repository.path)
+    url = "127.0.0.1:9"
+    named: dict[str, Callable[[], object]] = {
+        "publish": lambda: publish(release, repository, url=url),
+        "promote": lambda: promote(repository, 2, url=url),
+        "rollback": lambda: rollback(repository, url=url),
+        "retire": lambda: retire(repository, [1], url=url),
+        "list": lambda: main(ListReleases(repository=repository.path, url=url)),
+    }
+    with pytest.raises(UsageError, match=r"--url is 127\.0\.0\.1:9, but .*\.server\.json, which a server writes .*, is absent"):
+        named[name]()
+    assert contents(repository.path) == before
+
+
+def test_a_server_that_is_named_may_run_where_its_process_is_not_seen(repository: Repository) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        ended.wait()
+    urls = {f"{name}_url": "127.0.0.1:9" for name in ("grpc", "http", "metrics")}
+    ServerState(pid=ended.pid, control_token="x", **urls).write(repository.path)
+    assert Deployment.find(repository).state is None
+    state = Deployment.find(repository, "otherhost:8000").state
+    assert state is not None and (state.http_url, state.control_token) == ("otherhost:8000", "x")
 
 
 def test_a_killed_publisher_leaves_nothing_that_the_next_one_minds(repository: Repository, release: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,8 @@ from builders.model_config import CONFIGS
 from contract.command import Failure, UsageError
 from contract.release import MANIFEST_FILE, read_manifest
 from contract.tensors import CANDIDATE, CLASSIFIER, ENGINE, ENSEMBLES, STEPS, TOKENIZER
-from serving.repository import Repository
-from tests.served import deployed
+from serving.repository import STARTING, Repository
+from tests.served import deployed, wait_until
 
 
 def admitted(repository: Repository, release: Path) -> int:
@@ -82,6 +83,47 @@ def test_a_second_publisher_is_refused(tmp_path: Path) -> None:
         pass
     with repository.locked():
         pass
+
+
+def test_a_publisher_waits_for_a_server_that_starts_and_a_server_for_a_publisher(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repository = deployed(tmp_path)
+    order: list[str] = []
+
+    def hold(doing: str, waiter: threading.Thread) -> None:
+        with repository.locked(doing):
+            waiter.start()
+            assert wait_until(lambda: "; waiting" in capsys.readouterr().out)
+            order.append(doing)
+        waiter.join(60)
+
+    def wait(doing: str, wait_s: float) -> None:
+        with repository.locked(doing, wait_s=wait_s):
+            order.append(doing)
+
+    hold(STARTING, threading.Thread(target=wait, args=("publishing to", 0.0)))
+    hold("publishing to", threading.Thread(target=wait, args=(STARTING, 60.0)))
+    assert order == [STARTING, "publishing to", "publishing to", STARTING]
+
+
+def test_a_server_that_starts_for_too_long_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = deployed(tmp_path)
+    monkeypatch.setattr("serving.repository.START_WAIT_S", 0.0)
+    with (
+        repository.locked(STARTING),
+        pytest.raises(Failure, match="another process is starting a server on"),
+        repository.locked(),
+    ):
+        pass
+
+
+def test_instances_are_those_of_the_config_that_python_models_are_served_with(tmp_path: Path) -> None:
+    repository = deployed(tmp_path)
+    assert [repository.instances(step) for step in (TOKENIZER, ENGINE)] == [1, 1]
+    config = repository.path / ENGINE / "configs" / "cpu.pbtxt"
+    config.write_text(config.read_text().replace("count: 1", "count: 3") + "instance_group { kind: KIND_CPU }\n")
+    assert [repository.instances(step) for step in (TOKENIZER, ENGINE)] == [1, 4]
 
 
 def test_a_folder_that_is_no_repository_is_named_with_what_it_lacks(tmp_path: Path) -> None:

@@ -9,16 +9,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from clients import connect
 from contract.command import Failure, UsageError
 from contract.files import read_json_lines
+from contract.release import read_manifest
+from contract.tensors import ENGINE, TOKENIZER
 from serving.__main__ import check_servable, claim_ports
+from serving.publish import publish
+from serving.repository import STARTING
 from serving.state import STATE_FILE, ServerState, read_state
-from serving.stubs import ZOMBIE, child_pids, read_status
+from serving.stubs import ZOMBIE, child_pids, find_children, read_status
 from tests.served import deployed, serving, start, stop, wait_until_served
 from tests.serving.chaos_kill import ChaosKill, check, measure
 from tests.serving.processes import LIMIT_S, answers, leftovers, server_pid, wait_for
+from tests.serving.traffic import ANY
 
 pytestmark = pytest.mark.server
 
@@ -61,7 +68,7 @@ def test_a_killed_supervisor_takes_its_server_along(tmp_path: Path, release: Pat
     process.kill()
     process.communicate(timeout=LIMIT_S)
     wait_for(lambda: not any(map(alive, family)), "the end of the server and its stubs")
-    for path in shared_memory(process.pid):  # 32 bytes that nobody is left to remove
+    for path in shared_memory(process.pid):  # a few KB that nobody is left to remove
         path.unlink()
     assert read_state(repository.path) is None  # the file is still there, its process is not
     with serving(repository):  # and so it does not stand in the way
@@ -99,6 +106,44 @@ def test_a_killed_server_is_started_again_on_the_same_ports(tmp_path: Path, rele
         "server-started",
     ]
     assert told[-2:] == ["draining", "stopped"]
+
+
+def test_one_of_two_instances_that_dies_is_replaced(tmp_path: Path, release: Path) -> None:
+    repository = deployed(tmp_path, release)
+    for config in (repository.path / TOKENIZER / "config.pbtxt", repository.path / ENGINE / "configs" / "cpu.pbtxt"):
+        config.write_text(config.read_text().replace("count: 1", "count: 2"))
+
+    def stubs(state: ServerState, model: str) -> set[int]:
+        return {stub.pid for stub in find_children(server_pid(state) or 0).stubs if stub.model == model}
+
+    with serving(repository) as state:
+        shared = np.fromfile(f"/dev/shm/bert_{state.pid}_progress_1").reshape(-1, 6)  # noqa: S108 - POSIX shared memory
+        assert (shared[:, 0] > 0).sum() == 2  # each engine has a row
+        for model in (TOKENIZER, ENGINE):
+            first = stubs(state, model)
+            assert len(first) == 2
+            os.kill(max(first), signal.SIGKILL)
+            wait_for(lambda model=model, first=first: len(stubs(state, model) - first) == 2, f"two others of {model}")  # type: ignore[misc]
+            wait_for(lambda: answers(state), "an answer")
+    told = list(read_json_lines(tmp_path / "model_repository.events.jsonl"))
+    assert [line["model"] for line in told if line["event"] == "stub-dead"] == [TOKENIZER, ENGINE]
+    assert not [line for line in told if line["event"] == "server-ended"]
+
+
+def test_a_publish_waits_for_a_server_that_starts_and_is_served_by_it(
+    tmp_path: Path, release: Path, second_release: Path
+) -> None:
+    repository = deployed(tmp_path, release)
+    process = start(repository)
+    try:
+        wait_for(lambda: (repository.path / ".lock").read_text() == STARTING, "the server's start")
+        publish(second_release, repository, gate=ANY)
+        state = read_state(repository.path)
+        assert state is not None
+        with connect(state.grpc_url) as classifier:
+            assert classifier.classify(["which"])[0].release == read_manifest(second_release).release
+    finally:
+        stop(process)
 
 
 @pytest.mark.timeout(900)  # a quarter of a minute on a machine of its own

@@ -27,8 +27,10 @@ def sight(
     offered: frozenset[Name] = BOTH,
     owed_s: dict[Name, float] | None = None,
     unwell: frozenset[Name] = frozenset(),
+    engines: int = 1,
 ) -> Sight:
-    return Sight(server_state=server, stubs=stubs, offered=offered, owed_s=owed_s or {}, unwell=unwell)
+    instances = {"bert_engine": engines, "bert_tokenizer": 1}
+    return Sight(server_state=server, stubs=stubs, offered=offered, owed_s=owed_s or {}, unwell=unwell, instances=instances)
 
 
 def watch(seconds: float, see: Callable[[float], Sight], *, known: frozenset[Name] = BOTH) -> tuple[float, list[Verdict]]:
@@ -62,6 +64,16 @@ def test_a_process_that_was_lost_before_the_first_look_is_missed() -> None:
     assert named(watch(5, lambda now: sight(stub(TOKENIZER)))[1]) == [("dead", ENGINE)]
 
 
+def test_one_of_two_instances_that_was_lost_before_the_first_look_is_missed() -> None:
+    when, verdicts = watch(5, lambda now: sight(stub(TOKENIZER), stub(ENGINE), engines=2))
+    assert named(verdicts) == [("dead", ENGINE)]
+    assert when <= 2 * STEP_S
+
+
+def test_a_count_that_is_raised_by_hand_waits_for_the_next_load() -> None:
+    assert watch(20, lambda now: sight(stub(TOKENIZER), stub(ENGINE), engines=1 if now < 5 else 2))[1] == []
+
+
 def test_a_version_that_never_ran_in_a_stub_is_not_expected() -> None:
     assert watch(5, lambda now: sight(stub(TOKENIZER)), known=frozenset({TOKENIZER}))[1] == []  # a TensorRT engine
 
@@ -85,6 +97,59 @@ def test_one_of_two_versions_can_die() -> None:
         stub(TOKENIZER), stub(ENGINE), *([stub(second, pid=13)] if now < 5 else []), offered=BOTH | {second}
     )
     assert named(watch(10, see)[1]) == [("dead", second)]
+
+
+def test_one_of_two_instances_can_die_and_the_other_is_not_to_blame() -> None:
+    two = (stub(TOKENIZER), stub(ENGINE, pid=21), stub(ENGINE, pid=22))
+    when, verdicts = watch(10, lambda now: sight(*two[: 3 if now < 5 else 2], engines=2))
+    assert named(verdicts) == [("dead", ENGINE)]
+    assert 5 < when <= 5.8
+    assert [one.pid for one in verdicts[0].stubs] == [22]
+
+
+def test_instances_that_come_one_by_one_or_are_taken_out_of_the_config_are_not_missed() -> None:
+    def loading(now: float) -> Sight:
+        new = [stub(("bert_engine", 2), pid=21 + number) for number in range(int(now > 2) + int(now > 4))]
+        old = (stub(TOKENIZER), stub(ENGINE, pid=11), stub(ENGINE, pid=12))
+        return sight(*old, *new, offered=BOTH | {("bert_engine", 2)}, engines=2)
+
+    assert watch(10, loading)[1] == []
+
+    def shrunk(now: float) -> Sight:
+        return sight(
+            stub(TOKENIZER), *[stub(ENGINE, pid=21 + number) for number in range(1 + int(now < 4))], engines=2 - int(now > 3)
+        )
+
+    assert watch(10, shrunk)[1] == []
+
+
+def test_instances_that_are_being_replaced_are_neither_missed_nor_too_many() -> None:
+    pids = {25: (21,), 26: (21, 31), 27: (21, 31, 32), 28: (31, 32)}
+
+    def replaced(now: float) -> Sight:
+        look = round(now / STEP_S)
+        return sight(
+            stub(TOKENIZER), *(stub(ENGINE, pid=pid) for pid in pids.get(look, (21, 22) if look < 25 else (31, 32))), engines=2
+        )
+
+    assert watch(20, replaced)[1] == []
+
+
+def test_an_idle_instance_does_not_hang_while_the_other_one_computes() -> None:
+    see = lambda now: sight(  # noqa: E731
+        stub(TOKENIZER), stub(ENGINE, pid=21), stub(ENGINE, pid=22, cpu_s=now), owed_s={ENGINE: min(now, 50)}, engines=2
+    )
+    assert watch(100, see)[1] == []
+    both = lambda now: sight(stub(TOKENIZER), stub(ENGINE, pid=21), stub(ENGINE, pid=22), owed_s={ENGINE: now}, engines=2)  # noqa: E731
+    (verdict,) = watch(100, both)[1]
+    assert (verdict.reason, [one.pid for one in verdict.stubs]) == ("hung", [21, 22])
+
+
+def test_of_two_instances_the_stopped_one_is_to_blame() -> None:
+    (verdict,) = watch(
+        10, lambda now: sight(stub(TOKENIZER), stub(ENGINE, pid=21), stub(ENGINE, pid=22, state="T"), engines=2)
+    )[1]
+    assert (verdict.reason, [one.pid for one in verdict.stubs]) == ("stopped", [22])
 
 
 def test_a_stopped_process_is_found_within_a_second_and_a_short_stop_is_not() -> None:

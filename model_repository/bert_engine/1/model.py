@@ -154,15 +154,21 @@ def run_rows(engine: Engine, rows: list[Int32], count: Callable[..., None] = lam
     return logits
 
 
-def open_progress(version: str) -> npt.NDArray[np.float64]:
-    """Start, tokens and seconds so far, end of the last call: what the tokenizer of this version reads, to refuse in time."""
-    prefix = os.environ.get("BERT_SHM_PREFIX")
+def open_progress(version: str, instance: str) -> npt.NDArray[np.float64]:
+    """Start, tokens and seconds so far, end of the last call: what the tokenizer of this version reads, to refuse in time.
+
+    The row of this instance, bert_engine_0_ROW; memory of its own where no server names a place.
+    """
+    prefix, shape = os.environ.get("BERT_SHM_PREFIX"), (64, 6)
     if not prefix:
         return np.zeros(4)
+    *_, group, row = instance.split("_")
+    if group != "0" or int(row) >= shape[0]:
+        raise ValueError(f"{instance} is one too many: allowed is one instance_group with a count of at most {shape[0]}")
     path = Path("/dev/shm") / f"{prefix}progress_{version}"  # noqa: S108 - POSIX shared memory, removed with the server
     with path.open("ab") as file:
-        file.truncate(32)
-    return np.asarray(np.memmap(path, np.float64, "r+", shape=4))
+        file.truncate(8 * shape[0] * shape[1])
+    return np.asarray(np.memmap(path, np.float64, "r+", shape=shape))[int(row), :4]
 
 
 class TritonPythonModel:
@@ -177,8 +183,9 @@ class TritonPythonModel:
         parameters: dict[str, Any] = json.loads(args["model_config"])["parameters"]
         folder = Path(args["model_repository"]) / args["model_version"]
         self.engine, self.settings = open_engine(folder, int(parameters["threads"]["string_value"]))
-        self.progress = open_progress(args["model_version"])
-        self.progress[:] = (time.monotonic(), 0.0, 0.0, time.monotonic())
+        self.started = time.monotonic()
+        self.progress = open_progress(args["model_version"], args["model_instance_name"])
+        self.progress[:] = (self.started, 0.0, 0.0, self.started)
         self.families, self.counters = [], {}
         self.pending: dict[str, float] = {}
         self.reported_at = 0.0
@@ -188,6 +195,11 @@ class TritonPythonModel:
                 family = pb_utils.MetricFamily(name=name, description=text, kind=pb_utils.MetricFamily.COUNTER)
                 self.families.append(family)  # a metric ends with its family
                 self.counters[name] = family.Metric(labels=labels)
+
+    def finalize(self) -> None:
+        """Take this instance out of what the tokenizer counts with, unless its successor has begun to write there."""
+        if self.progress[0] == self.started:
+            self.progress[:] = 0.0
 
     def count(self, **amounts: float) -> None:
         """Add to the counts, `rows=3` to bert_engine_rows_total, and to the progress that the tokenizer reads."""

@@ -28,43 +28,52 @@ COUNTERS = {
     "bert_refused_total": "Requests refused, by reason",
 }
 REPORT_S = 0.5  # between two reports of the counts: each costs a message to the server
+GATHER_S = 0.02  # that refusals wait for each other: each by itself wakes server and stub, on cores that the engine needs
 
 
 class Backlog:
     """How long the engine of this version will need for what it owes, by the progress that it writes down itself.
 
-    `progress` is shared with the engine: when it started, its tokens and seconds so far, when its last call ended (infinity
-    during a call). Without an engine that writes, as with TensorRT, it stays zero and so does the wait.
+    `progress` is shared by all instances of engine and tokenizer, row by number. An engine's: when it started, its tokens and
+    seconds so far, when its last call ended (infinity during a call). A tokenizer's: the tokens that it sent, and when last.
+    Without an engine that writes, as with TensorRT, there is no wait.
     """
 
     FULL_TOKENS = 1024  # the engine's speed counts when so much waits: with less it computes small, slow batches
     WINDOW_S = 0.1  # of the engine's time, over which its speed is taken
+    WEIGHT = 0.3  # of a window beside those before it: one slow call is no slow engine
     IDLE_S = 0.1  # an engine without a call for so long owes nothing, whatever was lost on the way to it
 
-    def __init__(self, progress: npt.NDArray[np.float64]) -> None:
-        self.progress = progress
-        self.started, self.sent, self.sent_at = -1.0, 0.0, 0.0
+    def __init__(self, progress: npt.NDArray[np.float64], number: int = 0) -> None:
+        self.progress, self.number = progress, number
+        self.progress[number, 4:] = 0.0
+        self.started, self.lost, self.owed = -1.0, 0.0, 0.0
         self.window: tuple[float, float] | None = None  # (tokens, seconds) when so much began to wait
         self.seconds_per_token = 0.0
 
     def add(self, tokens: int, now: float) -> None:
         """Note tokens that go to the engine."""
-        self.sent, self.sent_at = self.sent + tokens, now
+        self.progress[self.number, 4:] = self.progress[self.number, 4] + tokens, now
 
     def wait_s(self, now: float) -> float:
         """Seconds until the engine would start on what comes now; 0 as long as its speed under load is unknown."""
-        started, done, seconds, idle_since = self.progress.tolist()
-        if started != self.started or self.sent < done or now - max(idle_since, self.sent_at) > self.IDLE_S:
-            self.started, self.sent = started, done
-        owed = self.sent - done
-        if owed <= self.FULL_TOKENS:
+        engines = self.progress[self.progress[:, 0] > 0]  # when much is waiting, all of them compute at once
+        started, done, seconds = engines[:, :3].sum(axis=0).tolist()
+        seconds, sent = seconds / max(len(engines), 1), float(self.progress[:, 4].sum())
+        idle_since = max(engines[:, 3].max(initial=0.0), self.progress[:, 5].max())
+        if started != self.started or sent - done < self.lost or now - idle_since > self.IDLE_S:
+            self.started, self.lost = started, sent - done
+        self.owed = sent - done - self.lost
+        if self.owed <= self.FULL_TOKENS:
             self.window = None
             return 0.0
         self.window = self.window or (done, seconds)
         tokens, busy_s = done - self.window[0], seconds - self.window[1]
         if tokens > 0 and busy_s > self.WINDOW_S:
-            self.window, self.seconds_per_token = (done, seconds), busy_s / tokens
-        return float(owed * self.seconds_per_token)
+            weight = self.WEIGHT if self.seconds_per_token else 1.0
+            self.seconds_per_token += weight * (busy_s / tokens - self.seconds_per_token)
+            self.window = (done, seconds)
+        return self.owed * self.seconds_per_token
 
 
 class Counts:
@@ -93,15 +102,21 @@ class Counts:
         self.pending, self.reported_at = {}, now
 
 
-def open_progress(version: str) -> npt.NDArray[np.float64]:
-    """The four numbers that tokenizer and engine of one version share; memory of its own where no server names a place."""
-    prefix = os.environ.get("BERT_SHM_PREFIX")
+def open_progress(version: str, instance: str) -> tuple[npt.NDArray[np.float64], int]:
+    """What the instances of engine and tokenizer of one version share, and the row of this one, bert_tokenizer_0_ROW.
+
+    Memory of its own where no server names a place.
+    """
+    prefix, shape = os.environ.get("BERT_SHM_PREFIX"), (64, 6)
     if not prefix:
-        return np.zeros(4)
+        return np.zeros(shape), 0
+    *_, group, row = instance.split("_")
+    if group != "0" or int(row) >= shape[0]:
+        raise ValueError(f"{instance} is one too many: allowed is one instance_group with a count of at most {shape[0]}")
     path = Path("/dev/shm") / f"{prefix}progress_{version}"  # noqa: S108 - POSIX shared memory, removed with the server
     with path.open("ab") as file:
-        file.truncate(32)
-    return np.asarray(np.memmap(path, np.float64, "r+", shape=4))
+        file.truncate(8 * shape[0] * shape[1])
+    return np.asarray(np.memmap(path, np.float64, "r+", shape=shape)), int(row)
 
 
 def check_contract(tokenizer: Tokenizer, pad_id: int, parts: dict[str, Any], contract: dict[str, Any]) -> None:
@@ -167,7 +182,8 @@ class TritonPythonModel:
             )
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a thread pool for a 60 us task costs the engine its cores
         folder, version = Path(args["model_repository"]) / args["model_version"], args["model_version"]
-        parameters: dict[str, Any] = json.loads(args["model_config"])["parameters"]
+        config: dict[str, Any] = json.loads(args["model_config"])
+        parameters, self.max_batch, self.largest = config["parameters"], int(config["max_batch_size"]), 0.0
         self.buckets = [int(length) for length in parameters["bucket_lengths"]["string_value"].split(",")]
         self.max_bytes = int(parameters["max_text_bytes"]["string_value"])
         self.max_wait_s = int(parameters["max_wait_ms"]["string_value"]) / 1000
@@ -181,7 +197,7 @@ class TritonPythonModel:
         check_contract(self.tokenizer, self.pad_id, json.loads(saved), contract)
         release = json.loads((folder / "release.json").read_text(encoding="utf-8"))["release"]
         self.release = release.encode()
-        self.backlog = Backlog(open_progress(version))
+        self.backlog = Backlog(*open_progress(version, args["model_instance_name"]))
         self.counts = Counts({"version": version})
         self.info = pb_utils.MetricFamily(
             name="bert_release_info", description="1 for each release that is loaded", kind=pb_utils.MetricFamily.GAUGE
@@ -193,7 +209,9 @@ class TritonPythonModel:
         """Tokenize the texts of all requests in one call; one response a request, in order."""
         began = time.monotonic()
         wait_s = self.backlog.wait_s(began)
-        accepted = [self.accept(request, wait_s) for request in requests]
+        if wait_s > self.max_wait_s:
+            return self.refuse(requests, wait_s)
+        accepted = [self.accept(request) for request in requests]
         texts = [text for answer in accepted if isinstance(answer, list) for text in answer]
         encodings = self.tokenizer.encode_batch_fast(texts)
         tokens = sum(map(len, encodings))
@@ -212,12 +230,24 @@ class TritonPythonModel:
         self.counts.report(ended)
         return responses
 
-    def accept(self, request: pb_utils.InferenceRequest, wait_s: float) -> list[str] | pb_utils.TritonError:
+    def refuse(self, requests: list[pb_utils.InferenceRequest], wait_s: float) -> list[pb_utils.InferenceResponse]:
+        """Refuse all of them, their texts unread. When no more are waiting, pause: what comes meanwhile is the next batch.
+
+        More are waiting when the largest request seen lately would not have fitted in. The stub frees an error with its
+        response, so each has one of its own.
+        """
+        sizes = [len(pb_utils.get_input_tensor_by_name(request, "TEXT").as_numpy()) for request in requests]
+        self.largest = max(0.99 * self.largest, *sizes)
+        if sum(sizes) + self.largest <= self.max_batch:
+            time.sleep(GATHER_S)
+        self.counts.add("bert_refused_total", len(requests), "overloaded")
+        self.counts.report(time.monotonic())
+        said = f"overloaded: the engine is {1000 * wait_s:.0f} ms behind, {1000 * self.max_wait_s:.0f} ms are allowed"
+        errors = [pb_utils.TritonError(f"{said}; try again later", pb_utils.TritonError.UNAVAILABLE) for _ in requests]
+        return [pb_utils.InferenceResponse(error=error) for error in errors]
+
+    def accept(self, request: pb_utils.InferenceRequest) -> list[str] | pb_utils.TritonError:
         """The texts of a request, or why it is refused."""
-        if wait_s > self.max_wait_s:
-            self.counts.add("bert_refused_total", 1, "overloaded")
-            said = f"overloaded: the engine is {1000 * wait_s:.0f} ms behind, {1000 * self.max_wait_s:.0f} ms are allowed"
-            return pb_utils.TritonError(f"{said}; try again later", pb_utils.TritonError.UNAVAILABLE)
         try:
             return decode_texts(pb_utils.get_input_tensor_by_name(request, "TEXT").as_numpy(), self.max_bytes)
         except ValueError as error:

@@ -118,8 +118,8 @@ def test_swaps_without_latency_have_fewer_rows_and_charts(tmp_path: Path) -> Non
 def test_the_overload_table_has_a_line_for_each_phase(tmp_path: Path) -> None:
     found = rows(overload.tables(written(tmp_path, "overload.json"))["all"])
     assert [row[0] for row in found[1:]] == ["0.5x", "1x", "2x", "5x"]
-    assert found[3][2] == "19.4" and found[3][6] == "3.0"
-    assert found[1][6] == "-"
+    assert found[3][2] == "19.4" and found[3][4] == "100%" and found[3][7] == "3.0"
+    assert found[1][7] == "-"
 
 
 def test_scalars_of_a_flat_file_are_rows_and_series_are_charts(tmp_path: Path) -> None:
