@@ -33,17 +33,17 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from builders.accuracy import compare_accuracy
 from builders.calibration import Calibration
 from builders.onnx_export import build_onnx
-from builders.parity import BOUNDS, Float32, TextBatch, margins, text_batches
-from builders.quantization_report import QuantizationReport, Setting
-from builders.ranges import PERCENTILES, Ranges, observe_ranges, product_inputs
+from builders.parity import Float32, TextBatch, text_batches
+from builders.quantization_report import QuantizationReport, Setting, judge_logits
+from builders.ranges import observe_ranges, product_inputs
 from builders.sensitivity import measure_sensitivity
 from contract.command import Failure, UsageError
 from contract.tensors import ATTENTION_MASK, INPUT_IDS, LOGITS
 from training.batches import Encoded, encode
 from training.bert import BertForSequenceClassification
+from training.ranges import PERCENTILES, Ranges
 
 AS_GOOD = 1.05
 """Errors of logits that are no farther apart than this are as good as equal."""
@@ -62,14 +62,7 @@ class Judge:
 
     def judge(self, graph: onnx.ModelProto, name: str) -> Setting:
         """Error, flips and accuracy of a quantised graph."""
-        ours = run_graph(graph, self.batches, self.logits.shape)
-        differs = (ours.argmax(1) != self.logits.argmax(1)) & (margins(self.logits) > BOUNDS["int8"].tie)
-        return Setting(
-            name=name,
-            error=float(np.abs(ours - self.logits).mean()),
-            flips=float(differs.mean()),
-            accuracy=compare_accuracy(ours, self.logits, self.labels) if self.labels else None,
-        )
+        return judge_logits(name, run_graph(graph, self.batches, self.logits.shape), self.logits, self.labels)
 
 
 def quantise_model(
