@@ -74,7 +74,7 @@ class Build:
     """Of each instance of an engine for a CPU; 0: every core of the machine that serves. auto measures which number answers
     most on this one."""
     instances: Number = 1
-    """Of such an engine: processes that answer at once. auto measures; above 1 see docs/operations.md first."""
+    """Of such an engine: processes that answer at once, each with the weights in memory. auto measures."""
     layout: Layout = "padded"
     """Of tensorrt: padded, or packed, one row of the tokens of all texts of a batch. The engines for a CPU are padded."""
     tensorrt: TensorRTOptions = field(default_factory=TensorRTOptions)

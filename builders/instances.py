@@ -73,8 +73,6 @@ def place_engine(
     else:
         (chosen,) = find_placements(instances, threads, cores)
     write_json(folder / "engine.json", read_json(folder / "engine.json") | {"threads": chosen.threads})
-    if chosen.instances > 1:
-        print(f"note: {chosen.instances} instances are watched as one; docs/operations.md says what that means")
     return dataclasses.replace(record, hardware=record.hardware | {"placement": as_json(trials, chosen)})
 
 

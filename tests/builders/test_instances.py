@@ -65,14 +65,11 @@ def test_what_was_chosen_is_stated_with_its_figures(engine: Path, monkeypatch: p
     assert "1 x 1 threads: the most texts/s of those at most 1.5 times as slow" in printed
 
 
-def test_several_instances_share_the_cores_and_come_with_a_word_of_warning(
-    engine: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def test_several_instances_share_the_cores(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
     record = place_engine(engine, RECORD, instances=2, threads=0, rows=rows)
     assert record.hardware["placement"] == {"instances": 2, "threads": 4}
     assert read_json(engine / "engine.json")["threads"] == 4
-    assert "note: 2 instances are watched as one; docs/operations.md says what that means" in capsys.readouterr().out
 
 
 def test_without_a_word_nothing_is_stated(engine: Path) -> None:
