@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from builders.calibration import Calibration
 from builders.onnx_export import build_onnx
-from builders.parity import Float32, TextBatch, text_batches
+from builders.parity import BOUNDS, Float32, TextBatch, text_batches
 from builders.quantization_report import QuantizationReport, Setting, judge_logits
 from builders.ranges import observe_ranges, product_inputs
 from builders.sensitivity import measure_sensitivity
@@ -46,7 +46,10 @@ from training.bert import BertForSequenceClassification
 from training.ranges import PERCENTILES, Ranges
 
 AS_GOOD = 1.05
-"""Errors of logits that are no farther apart than this are as good as equal."""
+"""A mean error of the logits this many times another one is as good as equal to it."""
+
+NOTHING = BOUNDS["int8"].tie / 50
+"""And so are all below this: on few texts, or of a small model, they tell nothing."""
 
 SENSITIVITY_ROWS = 64
 """Validation texts on which single products are compared: mean errors of logits need few."""
@@ -110,7 +113,7 @@ def quantise_model(
 def widest_of_the_best(sweep: Sequence[Setting]) -> Setting:
     """Of settings whose ranges widen, the last one whose error is as good as the least: texts yet to come reach further out."""
     least = min(setting.error for setting in sweep)
-    return [setting for setting in sweep if setting.error <= AS_GOOD * least][-1]
+    return [setting for setting in sweep if setting.error <= max(AS_GOOD * least, NOTHING)][-1]
 
 
 def exclude_until_accurate(
