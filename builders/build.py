@@ -34,17 +34,17 @@ from builders.engines import EngineName, Precision, Source, find_kind, runnable_
 from builders.hardware import cpu_flags
 from builders.parity import Reference, make_reference
 from builders.probes import make_probes
-from builders.quantization_report import write_report
+from builders.quantization_report import QuantizationReport, TrainedReport, write_report
 from builders.quantize import quantise_model
+from builders.quantize_trained import quantise_trained
 from builders.repository import render_repository, write_release
 from builders.tensorrt_release import TensorRTOptions
 from builders.tensorrt_release import write_engine as write_tensorrt_engine
-from contract.command import UsageError, run_command
-from contract.files import read_json, sha256_of
+from contract.command import Failure, UsageError, run_command
 from contract.release import Manifest
 from training.batches import encode
-from training.checkpoint import CERTIFICATE_FILE, Checkpoint, heldout_rows, load_checkpoint
-from training.pretrained import WEIGHTS_FILE
+from training.checkpoint import Checkpoint, check_certified, heldout_rows, load_checkpoint
+from training.trained_int8 import read_trained, read_validation
 
 Layout = Literal["padded", "packed"]
 
@@ -65,7 +65,8 @@ class Build:
     """onnxruntime, openvino and torch run on a CPU (torch on CUDA too); tensorrt needs NVIDIA's. auto measures every engine
     that this machine can run on the held-out texts and takes the fastest that passes."""
     precision: Precision | None = None
-    """fp32 when left out; auto then tries all. int8 is calibrated on the texts of training."""
+    """fp32 when left out; auto then tries all. int8 is calibrated on the texts of training; a checkpoint of
+    training.quantize_aware brings its ranges."""
     layout: Layout = "padded"
     """Of tensorrt: padded, or packed, one row of the tokens of all texts of a batch. The engines for a CPU are padded."""
     tensorrt: TensorRTOptions = field(default_factory=TensorRTOptions)
@@ -102,24 +103,6 @@ class Build:
         return self.probe_texts or (EXACT_TEXTS if exact else ROUNDED_TEXTS)
 
 
-def check_certified(folder: Path) -> str:
-    """The sha256 of a merged checkpoint's weights, after comparing it with the certificate.
-
-    Raises:
-        UsageError: no certificate, one that does not pass, or weights that changed since.
-    """
-    if not (folder / CERTIFICATE_FILE).exists():
-        raise UsageError(f"{folder} has no {CERTIFICATE_FILE}: merge it first with python -m training.merge")
-    certificate = read_json(folder / CERTIFICATE_FILE)
-    if certificate.get("passed") is not True:
-        raise UsageError(f"the merge certificate of {folder} does not pass: {certificate.get('failures')}")
-    digest = sha256_of(folder / WEIGHTS_FILE)
-    certified = certificate.get("hashes", {}).get("merged")
-    if digest != certified:
-        raise UsageError(f"{folder / WEIGHTS_FILE} has sha256 {digest}, its certificate says {certified}: merge again")
-    return digest
-
-
 def check_served(checkpoint: Checkpoint) -> None:
     """Raise `UsageError` for a checkpoint that the served pipeline cannot feed."""
     if checkpoint.model.config.num_features:
@@ -148,17 +131,42 @@ def read_reference(checkpoint: Checkpoint, limit: int) -> tuple[Reference, list[
 
 def source_of(options: Build, checkpoint: Checkpoint) -> Source:
     """What engines are written from. The int8 graph is made when the first engine asks for it, once for all."""
+    attempt = functools.cache(lambda: _attempt_int8(options, checkpoint))
 
-    @functools.cache
     def int8_graph() -> onnx.ModelProto:
-        calibration = read_calibration(checkpoint, options.calibration_texts, rows=options.calibration_rows)
-        graph, report = quantise_model(checkpoint.model, checkpoint.tokenizer, calibration)
-        print(report.markdown())
-        if options.quantization_report is not None:
-            write_report(options.quantization_report, report)
-        return graph
+        outcome = attempt()
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
     return Source(checkpoint.model, int8_graph)
+
+
+def _attempt_int8(options: Build, checkpoint: Checkpoint) -> onnx.ModelProto | UsageError | Failure:
+    """The int8 graph, its report printed and written; or why there is none, which costs as many minutes to find out."""
+    try:
+        graph, report = make_int8(options, checkpoint)
+    except (UsageError, Failure) as error:
+        return error
+    print(report.markdown())
+    if options.quantization_report is not None:
+        write_report(options.quantization_report, report)
+    return graph
+
+
+def make_int8(options: Build, checkpoint: Checkpoint) -> tuple[onnx.ModelProto, QuantizationReport | TrainedReport]:
+    """Quantise, with the ranges that the checkpoint was trained with where it brings some. Raises UsageError or Failure."""
+    trained = read_trained(checkpoint.folder)
+    if trained is None:
+        calibration = read_calibration(checkpoint, options.calibration_texts, rows=options.calibration_rows)
+        return quantise_model(checkpoint.model, checkpoint.tokenizer, calibration)
+    if options.calibration_texts is not None:
+        raise UsageError(
+            f"--calibration-texts {options.calibration_texts}: {checkpoint.folder} brings the ranges that it was trained with; "
+            "leave them out"
+        )
+    validation = read_validation(checkpoint.folder, checkpoint.labels)
+    return quantise_trained(checkpoint.model, checkpoint.tokenizer, trained, validation)
 
 
 def engine_writer(options: Build, checkpoint: Checkpoint, reference: Callable[[], Reference]) -> Callable[[Path], EngineRecord]:

@@ -8,16 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from contract.command import UsageError
-from contract.files import read_json_lines
-from training.assemble import read_data, split_data
+from training.assemble import read_again
 from training.checkpoint import Checkpoint
-from training.datasets import Dataset
-from training.options import Finetune
-from training.readers import read_columns
-from training.split import hash_rows
+from training.readers import read_texts
+from training.split import spread_rows
 
 
 @dataclass(frozen=True)
@@ -46,59 +42,14 @@ def read_calibration(checkpoint: Checkpoint, file: Path | None, *, rows: int) ->
             raise UsageError(f"--calibration-texts {file} holds {len(texts)} text(s); at least 2 are needed, better 256")
         half = min(rows, len(texts) // 2)
         return Calibration(texts[:half], texts[half : 2 * half], [], str(file))
-    options = _options_of(checkpoint.run)
-    dataset = _dataset_of(options)
-    split = split_data(options, dataset)
-    wanted = checkpoint.run["data"]["parts"]["train"]["sha256"]
-    if hash_rows(dataset, split.train) != wanted:
-        raise UsageError(
-            f"the data of {checkpoint.folder} has changed since it was trained (its training part has another sha256); "
-            "pass texts like those of training by --calibration-texts FILE"
-        )
-    train, validation = split.train[:rows], split.validation[:rows]
+    try:
+        _, dataset, split = read_again(checkpoint.run)
+    except UsageError as error:
+        raise UsageError(f"{error}; int8 is calibrated on such texts: pass some by --calibration-texts FILE") from error
+    train, validation = split.train[:rows], spread_rows(split.validation, rows)
     return Calibration(
         [dataset.texts[row] for row in train],
         [dataset.texts[row] for row in validation],
         [dataset.labels[row] for row in validation],
         f"the training part of {dataset.name}",
     )
-
-
-def read_texts(file: Path) -> list[str]:
-    """The texts of a .jsonl ("text" of each line), a .csv (its column "text") or any other file (one a line), blanks left out.
-
-    Raises:
-        UsageError: a missing file, or one that is not what its name says.
-    """
-    try:
-        if file.suffix == ".jsonl":
-            texts = [row["text"] for row in read_json_lines(file)]
-        elif file.suffix == ".csv":
-            texts = [text for (text,) in read_columns(file, ["text"])]
-        else:
-            texts = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the texts of {file}: {error}") from error
-    except (KeyError, TypeError) as error:
-        raise UsageError(f'{file} must have a "text" in every line') from error
-    if not all(isinstance(text, str) for text in texts):
-        raise UsageError(f'{file}: every "text" must be a string')
-    return [text for text in texts if text.strip()]
-
-
-def _options_of(run: dict[str, Any]) -> Finetune:
-    """The run's options, with its device replaced: what it was trained on need not be here."""
-    values = run["configuration"] | {"device": "cpu"}
-    paths = {name: Path(values[name]) for name in ("output", "data") if values.get(name)}
-    tuples = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-    return Finetune(**(values | paths | tuples))
-
-
-def _dataset_of(options: Finetune) -> Dataset:
-    try:
-        return read_data(options)
-    except UsageError as error:
-        raise UsageError(
-            f"the texts that the checkpoint was trained on cannot be read again ({error}); "
-            "int8 is calibrated on such texts: pass some by --calibration-texts FILE"
-        ) from error

@@ -22,12 +22,13 @@ from builders.calibration import Calibration, read_calibration
 from builders.graph_runner import graph_engine
 from builders.graph_writer import Typing
 from builders.parity import answer_texts, make_reference
-from builders.ranges import PERCENTILES, observe_ranges, product_inputs
+from builders.ranges import observe_ranges, product_inputs
 from builders.standard_graph import standard_onnx
 from contract.command import UsageError, run_command
 from contract.files import read_json, write_json
 from training.batches import encode
 from training.checkpoint import Checkpoint, load_checkpoint
+from training.ranges import PERCENTILES
 
 Eight = Literal["int8", "fp8"]
 

@@ -20,7 +20,6 @@ import numpy as np
 import onnxruntime
 import tyro
 
-from builders.calibration import read_texts
 from builders.lengths import (
     Cost,
     LengthPlan,
@@ -40,6 +39,7 @@ from training.batches import encode
 from training.bert import BertForSequenceClassification
 from training.bert_config import BertConfig
 from training.pretrained import EMBEDDED, find_base, load_tokenizer
+from training.readers import read_texts
 
 TIMED_BATCH = 4
 TIMED_LENGTHS = 6

@@ -1,17 +1,21 @@
-"""How a model was quantised: the sweep, the sensitivity of each product, what was left out, as JSON, Markdown and a picture."""
+"""How a model was quantised, as JSON, Markdown and a picture: the sweep, the sensitivity of each product, what was left out."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from builders.accuracy import Accuracy
-from builders.parity import BOUNDS
+from builders.accuracy import Accuracy, compare_accuracy
+from builders.parity import BOUNDS, Float32, margins
 from contract.files import new_folder, write_bytes, write_json
+from training.trained_int8 import TrainedInt8
+
+HEAD = "| {} | mean logit error | labels that differ | accuracy, points ± noise | McNemar p |\n|---|---|---|---|---|"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +45,20 @@ class Setting:
         )
 
 
+def judge_logits(name: str, ours: Float32, fp32: Float32, labels: Sequence[int]) -> Setting:
+    """Logits [R, C] of a quantised graph beside fp32's; `labels` may be empty."""
+    differs = (ours.argmax(1) != fp32.argmax(1)) & (margins(fp32) > BOUNDS["int8"].tie)
+    return Setting(
+        name=name,
+        error=float(np.abs(ours - fp32).mean()),
+        flips=float(differs.mean()),
+        accuracy=compare_accuracy(ours, fp32, labels) if labels else None,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class QuantizationReport:
-    """Everything that was tried."""
+    """How int8 was calibrated: everything that was tried."""
 
     calibration: str
     """Where the texts are from."""
@@ -62,18 +77,17 @@ class QuantizationReport:
 
     def markdown(self) -> str:
         """Tables for people."""
-        head = "| {} | mean logit error | labels that differ | accuracy, points ± noise | McNemar p |\n|---|---|---|---|---|"
         least = sorted(self.sensitivity, key=self.sensitivity.__getitem__, reverse=True)[:10]
         lines = [
             f"int8, calibrated on {self.calibration_texts} texts of {self.calibration}, "
             f"judged on {self.validation_texts} of the validation part",
             "",
-            head.format("percentile"),
+            HEAD.format("percentile"),
             *(f"| {setting.cells()} |" for setting in self.sweep),
             "",
             f"chosen: {self.chosen}. Products quantised step by step:",
             "",
-            head.format("products in int8"),
+            HEAD.format("products in int8"),
             *(f"| {setting.cells()} |" for setting in self.steps),
             "",
             "| operator quantised alone, all layers | mean logit error |\n|---|---|",
@@ -103,10 +117,50 @@ class QuantizationReport:
         figure.savefig(path, dpi=120, format="png")
 
 
-def write_report(folder: Path, report: QuantizationReport) -> None:
-    """Write quantization.json, .md and .png. Raises UsageError when `folder` exists."""
+@dataclass(frozen=True, kw_only=True)
+class TrainedReport:
+    """How int8 was trained for (`training.quantize_aware`), and what that changed."""
+
+    trained: TrainedInt8
+    validation_texts: int
+    static: Setting
+    """Static int8, before the training."""
+    quantised: Setting
+    """The graph of this build, with the trained weights and ranges."""
+    change: Accuracy | None
+    """The graph of this build beside static int8, in place of a checkpoint; None where the texts have no labels."""
+
+    def markdown(self) -> str:
+        """Tables for people."""
+        facts = self.trained
+        lines = [
+            f"int8 with the ranges that the weights were trained with: percentile {facts.percentile}, observed on "
+            f"{facts.calibration_texts} texts of {facts.origin}; {facts.epochs} epoch(s) on {facts.trained_texts} texts, "
+            f"{facts.distillation:.0%} distillation. Judged beside the fp32 model on {self.validation_texts} texts of the "
+            "validation part",
+            "",
+            HEAD.format("int8"),
+            f"| {self.static.cells()} |",
+            f"| {self.quantised.cells()} |",
+            "",
+        ]
+        if self.change is None:
+            return "\n".join([*lines, "the texts have no labels: no accuracy to compare"])
+        change = self.change
+        return "\n".join(
+            [
+                *lines,
+                f"trained beside static int8: accuracy {change.engine:.2%} and {change.checkpoint:.2%}, {change.flips} labels "
+                f"differ ({change.lost} lost, {change.won} won, McNemar p {change.p_value:.3g})",
+            ]
+        )
+
+
+def write_report(folder: Path, report: QuantizationReport | TrainedReport) -> None:
+    """Write quantization.json and .md, and of a calibration quantization.png. Raises UsageError when `folder` exists."""
     with new_folder(folder) as partial:
         values: dict[str, Any] = dataclasses.asdict(report)
         write_json(partial / "quantization.json", values)
         write_bytes(partial / "quantization.md", (report.markdown() + "\n").encode())
-        report.picture(partial / "quantization.png")
+        if isinstance(report, QuantizationReport):
+            report.picture(partial / "quantization.png")

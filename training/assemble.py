@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from tokenizers import Tokenizer
@@ -16,7 +18,7 @@ from training.datasets import Dataset, read_dataset
 from training.loop import seed_everything
 from training.options import Finetune
 from training.pretrained import find_base, load_model, load_tokenizer
-from training.split import Split, split_dataset
+from training.split import Split, hash_rows, split_dataset
 from training.strategies import apply_strategy, describe_counts
 
 
@@ -31,6 +33,42 @@ class Task:
     train: Encoded
     validation: Encoded
     test: Encoded
+
+    def describe(self) -> str:
+        """How many texts, for people."""
+        texts = len(self.train.ids)
+        mean, truncated = sum(self.train.lengths) / texts, sum(self.train.truncated) / texts
+        return (
+            f"{texts} training texts ({mean:.0f} tokens on average, {truncated:.1%} truncated), "
+            f"{len(self.validation.ids)} validation, {len(self.test.ids)} test"
+        )
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """What a run trains, and on what."""
+
+    task: Task
+    model: BertForSequenceClassification
+    description: str
+    """Of the model and what of it trains."""
+    identity: dict[str, Any] = field(default_factory=dict)
+    """What must be the same for the run to be continued, beyond its options and its data."""
+    complete: Callable[[Path], None] = lambda folder: None
+    """Adds to the checkpoint folder what goes beyond the usual files."""
+
+
+class Assemble(Protocol):
+    """A way to make what a run trains."""
+
+    def __call__(self, options: Finetune, device: torch.device, *, progress: bool) -> Assembled:
+        """Raises `UsageError` for data, a base or options that cannot be used."""
+
+
+def assemble(options: Finetune, device: torch.device, *, progress: bool) -> Assembled:
+    """Everything for a run of `training.finetune`. Raises `UsageError` for data, a base or options that cannot be used."""
+    task = read_task(options, progress=progress)
+    return Assembled(task, *build_model(options, task, device))
 
 
 def read_data(options: Finetune) -> Dataset:
@@ -58,11 +96,34 @@ def split_data(options: Finetune, dataset: Dataset) -> Split:
     )
 
 
+def read_again(run: dict[str, Any]) -> tuple[Finetune, Dataset, Split]:
+    """Options, data set and parts of the run that wrote this `run.json`, from where it read them.
+
+    Raises:
+        UsageError: the data is no longer there, or no longer what the run was trained on.
+    """
+    options = Finetune.from_json(run["configuration"])
+    try:
+        dataset = read_data(options)
+    except UsageError as error:
+        raise UsageError(f"the texts that the checkpoint was trained on cannot be read again ({error})") from error
+    split = split_data(options, dataset)
+    if hash_rows(dataset, split.train) != run["data"]["parts"]["train"]["sha256"]:
+        raise UsageError(
+            f"the data of {options.output} has changed since it was trained (its training part has another sha256)"
+        )
+    return options, dataset, split
+
+
 def read_task(options: Finetune, *, progress: bool) -> Task:
     """Read, split and tokenize. Raises `UsageError` for data, shares or a base that cannot be used."""
     base = find_base(options.base)
     dataset = read_data(options)
-    split = split_data(options, dataset)
+    return encode_task(options, base, dataset, split_data(options, dataset), progress=progress)
+
+
+def encode_task(options: Finetune, base: Path, dataset: Dataset, split: Split, *, progress: bool) -> Task:
+    """Tokenize the parts of a data set. Raises `UsageError` for a base without a tokenizer."""
     tokenizer = load_tokenizer(base, max_length=options.max_length, side=options.truncation_side)
     parts = []
     for part, rows in (("train", split.train), ("validation", split.validation), ("test", split.test)):

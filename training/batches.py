@@ -1,6 +1,6 @@
 """Encoded texts, and batches of them: bucketed by length under a token budget, so that little is padding.
 
-Shapes: B batch, T tokens, N numeric features.
+Shapes: B batch, T tokens, N numeric features, C classes.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ class Encoded:
     truncated: list[bool]
     features: Tensor | None = None
     """Raw numbers beside each text, fp32 [rows, N]."""
+    targets: Tensor | None = None
+    """What the loss is taken against where it is not the labels: a probability for each class, fp32 [rows, C]."""
 
     @property
     def lengths(self) -> list[int]:
@@ -44,11 +46,13 @@ class Batch:
     rows: list[int]
     """Where the rows stand in the `Encoded` they come from."""
     features: Tensor | None = None  # [B, N] fp32
+    targets: Tensor | None = None  # [B, C] fp32, where the loss is not taken against the labels
 
     def to(self, device: torch.device) -> Batch:
         """The batch on `device`."""
-        mask, features = (None if part is None else part.to(device) for part in (self.attention_mask, self.features))
-        return Batch(self.input_ids.to(device), mask, self.labels.to(device), self.rows, features)
+        given = (self.attention_mask, self.features, self.targets)
+        mask, features, targets = (None if part is None else part.to(device) for part in given)
+        return Batch(self.input_ids.to(device), mask, self.labels.to(device), self.rows, features, targets)
 
 
 def encode(
@@ -117,4 +121,5 @@ def collate(encoded: Encoded, rows: list[int], *, pad_token_id: int) -> Batch:
         torch.tensor([encoded.labels[row] for row in rows]) if encoded.labels else torch.empty(0, dtype=torch.int64),
         rows,
         None if encoded.features is None else encoded.features[rows],
+        None if encoded.targets is None else encoded.targets[rows],
     )

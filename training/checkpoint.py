@@ -96,6 +96,24 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder, model.eval(), tokenizer, labels, max_length, run)
 
 
+def check_certified(folder: Path) -> str:
+    """The sha256 of a merged checkpoint's weights, after comparing it with the certificate.
+
+    Raises:
+        UsageError: no certificate, one that does not pass, or weights that changed since.
+    """
+    if not (folder / CERTIFICATE_FILE).exists():
+        raise UsageError(f"{folder} has no {CERTIFICATE_FILE}: merge it first with python -m training.merge")
+    certificate = read_json(folder / CERTIFICATE_FILE)
+    if certificate.get("passed") is not True:
+        raise UsageError(f"the merge certificate of {folder} does not pass: {certificate.get('failures')}")
+    digest = sha256_of(folder / WEIGHTS_FILE)
+    certified = certificate.get("hashes", {}).get("merged")
+    if digest != certified:
+        raise UsageError(f"{folder / WEIGHTS_FILE} has sha256 {digest}, its certificate says {certified}: merge again")
+    return digest
+
+
 def _load_adapted(folder: Path, base_sha256: str, config: dict[str, Any], *, num_labels: int) -> BertForSequenceClassification:
     base = find_base(base_name(folder))
     if not (base / WEIGHTS_FILE).exists():

@@ -101,9 +101,9 @@ def compute_logits(
     return workers.sum(logits)
 
 
-def measure(logits: Tensor, labels: list[int]) -> Metrics:
-    """Metrics of logits [R, C] against the true classes."""
-    loss = F.cross_entropy(logits, torch.tensor(labels)).item()
+def measure(logits: Tensor, labels: list[int], targets: Tensor | None = None) -> Metrics:
+    """Metrics of logits [R, C] against the true classes; the loss against `targets` [R, C] where there are some."""
+    loss = F.cross_entropy(logits, torch.tensor(labels) if targets is None else targets).item()
     return compute_metrics(labels, logits.argmax(1).tolist(), num_classes=logits.shape[1], loss=loss)
 
 
@@ -125,4 +125,4 @@ def evaluate(
         progress=progress,
         workers=workers,
     )
-    return measure(logits, encoded.labels)
+    return measure(logits, encoded.labels, encoded.targets)

@@ -28,7 +28,7 @@ from torch import Tensor
 from contract.command import UsageError, run_command
 from contract.files import new_folder, read_json, write_json_lines
 from training.adapter import adapter_bytes
-from training.assemble import Task, build_model, read_task
+from training.assemble import Assemble, Assembled, Task, assemble
 from training.bert import BertForSequenceClassification
 from training.checkpoint import RUN_FILE, write_checkpoint
 from training.distributed import Workers, choose_device, join_workers
@@ -56,8 +56,14 @@ __all__ = ["Finetune", "finetune"]
 PROJECT = "bert-on-triton"
 
 
-def finetune(options: Finetune, *, on_epoch: Callable[[EpochResult], None] | None = None) -> None:
-    """Run the whole of it; see the module docstring. `on_epoch` is called after each validation, in every process.
+def finetune(
+    options: Finetune, *, on_epoch: Callable[[EpochResult], None] | None = None, assemble: Assemble = assemble
+) -> None:
+    """Run the whole of it; see the module docstring.
+
+    Args:
+        on_epoch: is called after each validation, in every process.
+        assemble: makes what is trained.
 
     Raises:
         UsageError: options, data or a base that cannot be used; an output or an interrupted run that exists.
@@ -75,20 +81,20 @@ def finetune(options: Finetune, *, on_epoch: Callable[[EpochResult], None] | Non
             return
         started = time.perf_counter()
         with hold(state_folder(options.output)) if workers.first else contextlib.nullcontext():
-            _run(options, workers, on_epoch)
+            _run(options, workers, on_epoch, assemble)
     if workers.first:
         size = f" (adapter and head: {adapter_bytes(options.output) / 1e6:.2f} MB)" if options.strategy == "lora" else ""
         print(f"wrote {options.output}{size} in {time.perf_counter() - started:.0f} s")
 
 
-def _run(options: Finetune, workers: Workers, on_epoch: Callable[[EpochResult], None] | None) -> None:
+def _run(options: Finetune, workers: Workers, on_epoch: Callable[[EpochResult], None] | None, assemble: Assemble) -> None:
     """Run it, and leave either the output or a state that can be continued."""
     state = state_folder(options.output)
     try:
         with StopSignals().caught():  # while nothing trains too: reading, evaluating, writing
             _open_state(options, workers)
             with new_folder(options.output) if workers.first else contextlib.nullcontext() as folder:
-                _train(_prepare(options, workers, state), folder, on_epoch)
+                _train(_prepare(options, workers, assemble), folder, on_epoch)
         if workers.first:
             shutil.rmtree(state)
     except Interrupted as signal:
@@ -125,23 +131,32 @@ class _Run:
 
     options: Finetune
     workers: Workers
-    state: Path
-    task: Task
-    model: BertForSequenceClassification
-    description: str
+    assembled: Assembled
     machine: Machine
 
+    @property
+    def state(self) -> Path:
+        """Where its state is kept until it is done."""
+        return state_folder(self.options.output)
 
-def _prepare(options: Finetune, workers: Workers, state: Path) -> _Run:
+    @property
+    def task(self) -> Task:
+        """The texts."""
+        return self.assembled.task
+
+    @property
+    def model(self) -> BertForSequenceClassification:
+        """What trains."""
+        return self.assembled.model
+
+
+def _prepare(options: Finetune, workers: Workers, assemble: Assemble) -> _Run:
     device = choose_device(options.device)
     reset_peak_memory(device)
-    task = read_task(options, progress=workers.first)
-    model, description = build_model(options, task, device)
+    assembled = assemble(options, device, progress=workers.first)
     machine = Machine(device, resolve_precision(options.precision, device), workers.count)
-    run = _Run(options, workers, state, task, model, description, machine)
-    _say(workers, description)
-    _say(workers, _describe_task(run))
-    return run
+    _say(workers, f"{assembled.description}\n{assembled.task.describe()}; {machine.describe()}")
+    return _Run(options, workers, assembled, machine)
 
 
 def _train(run: _Run, folder: Path | None, on_epoch: Callable[[EpochResult], None] | None) -> None:
@@ -187,7 +202,7 @@ def _write(run: _Run, folder: Path, epochs: list[EpochResult], logits: Tensor, t
         run.options,
         run.task,
         run.model,
-        description=run.description,
+        description=run.assembled.description,
         epochs=epochs,
         test=test,
         peak_bytes=peak_memory_bytes(run.machine.device),
@@ -195,6 +210,7 @@ def _write(run: _Run, folder: Path, epochs: list[EpochResult], logits: Tensor, t
     )
     write_checkpoint(folder, run.model, run.task, run.options, record)
     recheck(folder)
+    run.assembled.complete(folder)
 
 
 def _fit(run: _Run, report: Callable[[EpochResult], None]) -> list[EpochResult]:
@@ -220,7 +236,7 @@ def _fit(run: _Run, report: Callable[[EpochResult], None]) -> list[EpochResult]:
         plan,
         workers=run.workers,
         state_file=run.state / STATE_FILE,
-        identity=identify(options, run.task, run.machine),
+        identity=identify(options, run.task, run.machine) | run.assembled.identity,
         cache=_cache(run),
     )
     if options.resume and (run.state / STATE_FILE).exists():
@@ -264,17 +280,6 @@ def _tracked(run: _Run) -> Tracker:
         project=PROJECT,
         run_name=run.options.output.name,
         configuration=run.options.to_json(),
-    )
-
-
-def _describe_task(run: _Run) -> str:
-    train, workers = run.task.train, run.workers
-    texts = len(train.ids)
-    return (
-        f"{texts} training texts ({sum(train.lengths) / texts:.0f} tokens on average, "
-        f"{sum(train.truncated) / texts:.1%} truncated), {len(run.task.validation.ids)} validation, "
-        f"{len(run.task.test.ids)} test; {run.machine.to_json()['dtype']} on {torch.get_num_threads()} threads"
-        + (f" of each of {workers.count} processes" if workers.count > 1 else "")
     )
 
 

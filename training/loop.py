@@ -187,7 +187,8 @@ class Training:
         with clear_out_of_memory(batch):
             with autocast(self.device, self.plan.dtype):
                 logits = self.step_module(batch)
-            summed = F.cross_entropy(logits.float(), batch.labels, reduction="sum") * weight
+            wanted = batch.labels if batch.targets is None else batch.targets
+            summed = F.cross_entropy(logits.float(), wanted, reduction="sum") * weight
             # Averaging over the workers divides by their number; the loss of the batch is the mean over its rows.
             (summed * (self.workers.count / len(rows))).backward()  # type: ignore[no-untyped-call]
             self.loss_sum += self.workers.sum(summed.detach().double())

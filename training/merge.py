@@ -106,16 +106,24 @@ def merge_checkpoint(checkpoint: Checkpoint, output: Path, probe: Sequence[dict[
             heldout=read_heldout(checkpoint.folder),
         )
         write_weights(folder, merged)
-        certificate = _certify_folder(checkpoint, folder, probe)
-        if certificate.failures:
-            rejected = output.with_name(output.name + ".rejected.json")
-            write_json(rejected, certificate.to_json())
-            raise Failure(f"the merge certificate does not pass (see {rejected}):\n  " + "\n  ".join(certificate.failures))
-        write_json(folder / CERTIFICATE_FILE, certificate.to_json())
+        return certify_folder(checkpoint, folder, probe, rejected=output.with_name(output.name + ".rejected.json"))
+
+
+def certify_folder(checkpoint: Checkpoint, folder: Path, probe: Sequence[dict[str, Any]], *, rejected: Path) -> Certificate:
+    """Read the weights of `folder` back, and write the certificate that they are those of `checkpoint`.
+
+    Raises:
+        Failure: they are not; the certificate then lies in the file `rejected`.
+    """
+    certificate = _compare_folder(checkpoint, folder, probe)
+    if certificate.failures:
+        write_json(rejected, certificate.to_json())
+        raise Failure(f"the merge certificate does not pass (see {rejected}):\n  " + "\n  ".join(certificate.failures))
+    write_json(folder / CERTIFICATE_FILE, certificate.to_json())
     return certificate
 
 
-def _certify_folder(checkpoint: Checkpoint, folder: Path, probe: Sequence[dict[str, Any]]) -> Certificate:
+def _compare_folder(checkpoint: Checkpoint, folder: Path, probe: Sequence[dict[str, Any]]) -> Certificate:
     merged, _ = load_model(folder, num_labels=len(checkpoint.labels), new_head=False)
     trained = ADAPTER_FILE if is_adapter(checkpoint.folder) else WEIGHTS_FILE
     hashes = {

@@ -164,6 +164,13 @@ class Finetune:
 
         return {key: plain(value) for key, value in dataclasses.asdict(self).items()}
 
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Finetune:
+        """The options that `to_json` wrote, but for the device: what a run was trained on need not be here."""
+        paths = {name: Path(values[name]) for name in ("output", "data") if values.get(name)}
+        tuples = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+        return cls(**(values | paths | tuples | {"device": "cpu"}))
+
     def _check_numbers(self) -> None:
         if not 0 <= self.seed < 2**32 or self.threads < 0:
             raise UsageError(f"--seed {self.seed} must be in [0, 2^32), --threads {self.threads} at least 0")

@@ -17,6 +17,7 @@ import pandas
 from tqdm import tqdm
 
 from contract.command import UsageError
+from contract.files import read_json_lines
 
 csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is less than a long text; it is one setting for the process
 
@@ -108,3 +109,25 @@ def _parse(path: Path, reader: Iterator[list[str]]) -> Iterator[list[str]]:
         raise UsageError(f"{path} is not a well-formed CSV: {error} (after data row {max(number, 0)})") from error
     if not width:
         raise UsageError(f"{path} is not a well-formed CSV: it is empty")
+
+
+def read_texts(file: Path) -> list[str]:
+    """The texts of a .jsonl ("text" of each line), a .csv (its column "text") or any other file (one a line), blanks left out.
+
+    Raises:
+        UsageError: a missing file, or one that is not what its name says.
+    """
+    try:
+        if file.suffix == ".jsonl":
+            texts = [row["text"] for row in read_json_lines(file)]
+        elif file.suffix == ".csv":
+            texts = [text for (text,) in read_columns(file, ["text"])]
+        else:
+            texts = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the texts of {file}: {error}") from error
+    except (KeyError, TypeError) as error:
+        raise UsageError(f'{file} must have a "text" in every line') from error
+    if not all(isinstance(text, str) for text in texts):
+        raise UsageError(f'{file}: every "text" must be a string')
+    return [text for text in texts if text.strip()]

@@ -47,6 +47,12 @@ class Machine:
             "processes": self.processes,
         }
 
+    def describe(self) -> str:
+        """For people."""
+        values = self.to_json()
+        each = f" of each of {self.processes} processes" if self.processes > 1 else ""
+        return f"{values['dtype']} on {values['threads']} threads{each}"
+
 
 def describe_run(
     options: Finetune,

@@ -21,9 +21,9 @@ import tyro
 
 from contract.command import UsageError, run_command
 from contract.files import read_json
+from training.assemble import read_data
 from training.bert import BertForSequenceClassification
 from training.bert_config import BertConfig
-from training.datasets import read_dataset
 from training.evaluation import Precision
 from training.lora import check_rank, count_parameters
 from training.options import Finetune
@@ -223,16 +223,7 @@ def _shares(recipe: Recipe, options: Replay, settings: Mapping[str, Any]) -> dic
     if cap is None:
         return {}
     given = Finetune(**settings)
-    dataset = read_dataset(
-        given.dataset,
-        data=given.data,
-        text=None,
-        label=None,
-        drop_empty=given.drop_empty,
-        seed=given.seed,
-        cleaning=given.cleaning,
-    )
-    rows = len(dataset.texts)
+    rows = len(read_data(given).texts)
     test = min(given.test_share, cap / rows)
     return {"test_share": test, "validation_share": min(given.validation_share, test / 2)}
 

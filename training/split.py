@@ -76,6 +76,12 @@ def _deal(groups: list[list[int]], wanted: float, *, keep: int) -> list[int]:
     return taken
 
 
+def spread_rows(rows: Sequence[int], limit: int) -> list[int]:
+    """At most `limit` of `rows`, evenly taken: validation and test part are in the order of the data, often class by class."""
+    count = min(limit, len(rows))
+    return [rows[number * len(rows) // count] for number in range(count)]
+
+
 def hash_rows(dataset: Dataset, rows: list[int]) -> str:
     """Hex sha256 over the texts and labels of `rows`, in order: the identity of a part in `run.json`."""
     digest = hashlib.sha256()

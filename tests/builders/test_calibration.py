@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from builders.calibration import read_calibration, read_texts
+from builders.calibration import read_calibration
 from contract.command import UsageError
 from training.checkpoint import Checkpoint, load_checkpoint, read_heldout
+from training.readers import read_texts
 
 
 @pytest.fixture

@@ -24,11 +24,12 @@ from builders.quantize import (
     operator_of,
     quantise_model,
 )
-from builders.ranges import PERCENTILES, observe_ranges, product_inputs
+from builders.ranges import observe_ranges, product_inputs
 from contract.command import Failure, UsageError
 from contract.files import read_json
 from tests.tiny import random_bert, random_encoded, tiny_config
 from training.checkpoint import load_checkpoint, read_heldout
+from training.ranges import PERCENTILES
 
 MODEL = random_bert(tiny_config(), seed=4, std=0.1)
 GRAPH = build_onnx(MODEL, joint_attention=False)
