@@ -133,9 +133,11 @@ class TrainedReport:
     def markdown(self) -> str:
         """Tables for people."""
         facts = self.trained
+        done = f"epoch {facts.epoch}" if facts.epoch else "no epoch, since none was better than static int8,"
+        done += f" of training on {facts.trained_texts} texts"
         lines = [
             f"int8 with the ranges that the weights were trained with: percentile {facts.percentile}, observed on "
-            f"{facts.calibration_texts} texts of {facts.origin}; {facts.epochs} epoch(s) on {facts.trained_texts} texts, "
+            f"{facts.calibration_texts} texts of {facts.origin}; {done}, "
             f"{facts.distillation:.0%} distillation. Judged beside the fp32 model on {self.validation_texts} texts of the "
             "validation part",
             "",

@@ -17,6 +17,7 @@ from tests.tiny import random_bert, tiny_config, tiny_texts, tiny_vocabulary
 from training.finetune import Finetune, finetune
 from training.merge import Merge
 from training.merge import main as merge
+from training.quantize_aware import QuantizeAware, quantize_aware
 
 TINY_RUN: dict[str, Any] = {
     "dataset": "csv",
@@ -82,6 +83,14 @@ def merged(tmp_path_factory: pytest.TempPathFactory, finetuned: Path) -> Path:
     """`finetuned` through `training.merge`."""
     output = tmp_path_factory.mktemp("merged") / "checkpoint"
     merge(Merge(checkpoint=finetuned, output=output))
+    return output
+
+
+@pytest.fixture(scope="session")
+def trained_int8(tmp_path_factory: pytest.TempPathFactory, merged: Path) -> Path:
+    """`merged` through `training.quantize_aware`."""
+    output = tmp_path_factory.mktemp("int8") / "checkpoint"
+    quantize_aware(QuantizeAware(checkpoint=merged, output=output, tokens_per_batch=96, device="cpu"))
     return output
 
 

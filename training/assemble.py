@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +55,8 @@ class Assembled:
     """Of the model and what of it trains."""
     identity: dict[str, Any] = field(default_factory=dict)
     """What must be the same for the run to be continued, beyond its options and its data."""
+    loss_to_beat: float = math.inf
+    """Validation loss of the model as it is, where training may leave it so."""
     complete: Callable[[Path], None] = lambda folder: None
     """Adds to the checkpoint folder what goes beyond the usual files."""
 

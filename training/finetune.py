@@ -59,11 +59,9 @@ PROJECT = "bert-on-triton"
 def finetune(
     options: Finetune, *, on_epoch: Callable[[EpochResult], None] | None = None, assemble: Assemble = assemble
 ) -> None:
-    """Run the whole of it; see the module docstring.
+    """Run the whole of it; see the module docstring. `assemble` makes what is trained.
 
-    Args:
-        on_epoch: is called after each validation, in every process.
-        assemble: makes what is trained.
+    `on_epoch` is called after each validation, in every process.
 
     Raises:
         UsageError: options, data or a base that cannot be used; an output or an interrupted run that exists.
@@ -226,6 +224,7 @@ def _fit(run: _Run, report: Callable[[EpochResult], None]) -> list[EpochResult]:
         dtype=run.machine.dtype,
         seed=options.seed,
         save_every_s=options.save_every_s,
+        loss_to_beat=run.assembled.loss_to_beat,
     )
     if run.workers.rank:
         torch.manual_seed(options.seed + run.workers.rank)  # the weights are drawn; every worker's dropout is its own

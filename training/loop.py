@@ -54,6 +54,8 @@ class Plan:
     dtype: torch.dtype
     seed: int
     save_every_s: float = math.inf
+    loss_to_beat: float = math.inf
+    """Validation loss of the model as it is: an epoch that does not come below it is not kept."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ class Training:
         ]
         self.step_module = workers.wrap(_Step(model, cache), self.device)
         self.results: list[EpochResult] = []
-        self.best: dict[str, Tensor] = {}
+        self.best = self._copy_trained() if math.isfinite(plan.loss_to_beat) else {}
         self.done = 0  # batches of the epoch that runs
         self.seconds = 0.0  # spent on them
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)  # over their texts, of all workers
@@ -159,12 +161,7 @@ class Training:
         title = f"epoch {epoch}/{self.plan.epochs}"
         texts = sum(map(len, batches[: self.done]))
         bar = tqdm(
-            total=len(self.train.ids),
-            initial=texts,
-            desc=title,
-            unit="texts",
-            disable=not self.progress,
-            mininterval=0.5,
+            total=len(self.train.ids), initial=texts, desc=title, unit="texts", disable=not self.progress, mininterval=0.5
         )
         with bar:
             while self.done < len(batches):
@@ -262,6 +259,9 @@ class Training:
         self.loss_sum = tensors["loss_sum"].to(self.device)
         _set_random_state(tensors[f"random.{self.workers.rank}"], self.device)
 
+    def _copy_trained(self) -> dict[str, Tensor]:
+        return {name: parameter.detach().clone() for name, parameter in self.trained.items()}
+
     def _validate(self) -> None:
         epoch = len(self.results) + 1
         metrics = evaluate(
@@ -274,9 +274,9 @@ class Training:
         )
         if not math.isfinite(metrics.loss):
             raise Failure(f"the validation loss is {metrics.loss} after epoch {epoch}; lower --learning-rate")
-        best = all(metrics.loss < result.validation.loss for result in self.results)
+        best = metrics.loss < min([self.plan.loss_to_beat, *(result.validation.loss for result in self.results)])
         if best:
-            self.best = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
+            self.best = self._copy_trained()
         texts = len(self.train.ids)
         loss = self.loss_sum.item() / texts
         self.results.append(EpochResult(epoch, loss, metrics, self.seconds, texts / self.seconds, best))

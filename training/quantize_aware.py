@@ -21,8 +21,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import random
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,22 +35,21 @@ from tqdm import tqdm
 from contract.command import Failure, UsageError, run_command
 from contract.files import read_json
 from training.assemble import Assembled, Task, encode_task, read_again
-from training.batches import Encoded, encode
+from training.batches import Encoded
 from training.bert import BertForSequenceClassification
 from training.checkpoint import RUN_FILE, Checkpoint, check_certified, heldout_rows, load_checkpoint
-from training.datasets import Dataset, group_of
-from training.evaluation import EVALUATION_FACTOR, compute_logits
+from training.evaluation import EVALUATION_FACTOR, compute_logits, measure
 from training.fake_quantization import CALIBRATION_TOKENS_PER_BATCH, fake_quantize, observe_inputs
 from training.finetune import finetune
 from training.merge import certify_folder
 from training.options import Finetune
 from training.pretrained import load_model
 from training.ranges import Range
-from training.readers import read_texts
-from training.split import Split, spread_rows
+from training.split import spread_rows
 from training.strategies import apply_strategy
 from training.tracking import TrackerName
 from training.trained_int8 import TrainedInt8, Validation, read_trained, write_trained
+from training.unlabelled import read_unlabelled
 
 PROBE_TEXTS = 256  # held-out texts on which the weights that were written are certified
 
@@ -100,9 +97,7 @@ class QuantizeAware:
         if not 0 <= self.distillation <= 1:
             raise UsageError(f"--distillation is {self.distillation}; it must be in [0, 1]")
         if self.texts is not None and self.distillation < 1:
-            raise UsageError(
-                f"--texts have no labels, and --distillation {self.distillation} asks for some; leave one of them out"
-            )
+            raise UsageError(f"--distillation is {self.distillation}, which needs labels, and --texts have none; use 1")
 
     def to_finetune(self, merged: Checkpoint) -> Finetune:
         """The run as `training.finetune` knows it: the checkpoint's own, of the same data, with what differs replaced."""
@@ -177,30 +172,33 @@ class _Quantised:
             self.fp32.tolist(),
             self.static.tolist(),
         )
-        write_trained(folder, self._facts(), rows, dataset.names)
+        record = read_json(folder / RUN_FILE)
+        kept = max((epoch["epoch"] for epoch in record["epochs"] if epoch["best"]), default=0)
+        if not kept:
+            print("no epoch made int8 better, and the weights stay as they were; lower --learning-rate, or give more texts")
+        write_trained(folder, self._facts(kept), rows, dataset.names)
         plain = BertForSequenceClassification(self.model.config)
         plain.load_state_dict(self.model.state_dict())
-        record = read_json(folder / RUN_FILE)
         checkpoint = Checkpoint(folder, plain.eval(), self.task.tokenizer, dataset.names, self.run.max_length, record)
         rejected = self.run.output.with_name(self.run.output.name + ".rejected.json")
         certify_folder(checkpoint, folder, heldout_rows(folder, PROBE_TEXTS), rejected=rejected)
 
-    def _facts(self) -> TrainedInt8:
+    def _facts(self, epoch: int) -> TrainedInt8:
         return TrainedInt8(
             ranges=self.ranges,
             percentile=self.percentile,
             origin=f"the training part of {self.task.dataset.name}",
             calibration_texts=min(self.options.calibration_rows, len(self.task.train.ids)),
             trained_texts=len(self.task.train.ids),
-            epochs=self.run.epochs,
+            epoch=epoch,
             distillation=self.options.distillation,
         )
 
 
 def _assemble(options: QuantizeAware, merged: Checkpoint, run: Finetune, device: torch.device, *, progress: bool) -> Assembled:
     """The fake-quantised model, and the texts with the fp32 model's probabilities."""
-    task = _read_task(options, merged, run, device, progress=progress)
     teacher = merged.model.to(device)
+    task = _read_task(options, merged, run, progress=progress)
     train, fp32 = (
         _answer(teacher, part, run, progress=f"fp32, {name}" if progress else "")
         for name, part in (("train", task.train), ("validation", task.validation))
@@ -209,8 +207,8 @@ def _assemble(options: QuantizeAware, merged: Checkpoint, run: Finetune, device:
         raise Failure(f"the logits of {merged.folder} are not finite; its training diverged: train it again")
     task = dataclasses.replace(
         task,
-        train=_distilled(task.train, train, options.distillation),
-        validation=_distilled(task.validation, fp32, options.distillation),
+        train=distilled(task.train, train, options.distillation),
+        validation=distilled(task.validation, fp32, options.distillation),
     )
     model, _ = load_model(
         merged.folder,
@@ -230,6 +228,7 @@ def _assemble(options: QuantizeAware, merged: Checkpoint, run: Finetune, device:
         task,
         model,
         f"{merged.folder} rounded to int8, ranges of percentile {percentile}\n{options.strategy}: {trains}",
+        loss_to_beat=measure(static, task.validation.labels, task.validation.targets).loss,
         identity={"distillation": options.distillation, "calibration_rows": options.calibration_rows},
         complete=_Quantised(options, run, task, model, percentile, ranges, fp32, static).complete,
     )
@@ -240,13 +239,13 @@ def _answer(model: BertForSequenceClassification, part: Encoded, run: Finetune, 
     return compute_logits(model, part, tokens_per_batch=run.tokens_per_batch * EVALUATION_FACTOR, progress=progress)
 
 
-def _distilled(part: Encoded, logits: Tensor, share: float) -> Encoded:
+def distilled(part: Encoded, logits: Tensor, share: float) -> Encoded:
     """The part with targets: `share` of the probabilities of `logits` [R, C], and the labels for the rest."""
     labels = F.one_hot(torch.tensor(part.labels), logits.shape[1])
     return dataclasses.replace(part, targets=share * logits.softmax(1) + (1 - share) * labels)
 
 
-def _read_task(options: QuantizeAware, merged: Checkpoint, run: Finetune, device: torch.device, *, progress: bool) -> Task:
+def _read_task(options: QuantizeAware, merged: Checkpoint, run: Finetune, *, progress: bool) -> Task:
     """The texts to train on. Raises UsageError when there are none."""
     if options.texts is None:
         try:
@@ -254,30 +253,10 @@ def _read_task(options: QuantizeAware, merged: Checkpoint, run: Finetune, device
         except UsageError as error:
             raise UsageError(f"{error}; pass texts like those of training by --texts FILE") from error
     else:
-        dataset, split = _unlabelled(options.texts, merged, run, device)
+        share, tokens = run.validation_share, run.tokens_per_batch * EVALUATION_FACTOR
+        dataset, split = read_unlabelled(options.texts, merged, validation_share=share, tokens_per_batch=tokens, seed=run.seed)
     split = dataclasses.replace(split, train=split.train[: options.train_rows])
     return encode_task(run, merged.folder, dataset, split, progress=progress)
-
-
-def _unlabelled(file: Path, merged: Checkpoint, run: Finetune, device: torch.device) -> tuple[Dataset, Split]:
-    """The texts of a file under the labels that the fp32 model gives them, and the checkpoint's held-out rows as test part."""
-    held, classes = heldout_rows(merged.folder, sys.maxsize), {name: number for number, name in enumerate(merged.labels)}
-    unknown = sorted({row["label"] for row in held} - set(classes))
-    if unknown:
-        raise UsageError(f"the held-out rows of {merged.folder} have the label {unknown[0]!r}, which the model does not know")
-    fresh = {group_of(text): text for text in read_texts(file)}
-    for row in held:  # what is held out is never trained on
-        fresh.pop(group_of(row["text"]), None)
-    texts = list(fresh.values())
-    if len(texts) < 2:
-        raise UsageError(f"--texts {file} has {len(texts)} text(s) that are not held out; at least 2 are needed, better 2000")
-    random.Random(run.seed).shuffle(texts)
-    labels: list[int] = _answer(merged.model.to(device), encode(merged.tokenizer, texts, []), run).argmax(1).tolist()
-    count = max(1, round(run.validation_share * len(texts)))
-    rows = [*texts, *(row["text"] for row in held)]
-    dataset = Dataset(file.name.split(".")[0], rows, [*labels, *(classes[row["label"]] for row in held)], merged.labels, rows)
-    numbers = list(range(len(rows)))
-    return dataset, Split(numbers[count : len(texts)], numbers[:count], numbers[len(texts) :])
 
 
 def _calibrate(

@@ -37,7 +37,8 @@ class TrainedInt8:
     """Where the texts are from, for people."""
     calibration_texts: int
     trained_texts: int
-    epochs: int
+    epoch: int
+    """The one whose weights were kept, from 1; 0 where none was better than static int8, whose weights these then are."""
     distillation: float
     """Share of the fp32 model's own probabilities in what the loss was taken against; the labels are the rest."""
 

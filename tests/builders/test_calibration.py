@@ -42,6 +42,9 @@ def test_the_runs_own_training_and_validation_parts_are_read_again(checkpoint: C
 def test_no_more_rows_are_taken_than_asked_for(checkpoint: Checkpoint) -> None:
     found = read_calibration(checkpoint, None, rows=3)
     assert (len(found.texts), len(found.validation), len(found.labels)) == (3, 3, 3)
+    whole = read_calibration(checkpoint, None, rows=10_000)
+    places = [whole.validation.index(text) for text in found.validation]
+    assert places == [0, len(whole.validation) // 3, 2 * len(whole.validation) // 3], "a data set may be sorted by class"
 
 
 def test_data_that_is_gone_is_an_error_that_names_the_way_out(checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -88,6 +88,13 @@ def test_exactly_the_named_products_are_int8(ranges: Any, names: list[str]) -> N
     assert max(int(np.abs(value.astype(int)).max()) for value in narrow) <= 64  # 7 bits: nothing saturates without VNNI
 
 
+def test_only_products_read_rounded_tensors(ranges: Any) -> None:
+    quantised = insert_qdq(GRAPH, ranges["min-max"], PRODUCTS)
+    rounded = {node.output[0] for node in quantised.graph.node if node.op_type == "DequantizeLinear"}
+    readers = {node.op_type for node in quantised.graph.node if rounded & set(node.input)}
+    assert readers == {"MatMul"}
+
+
 def test_a_product_that_the_quantizer_left_out_is_a_failure() -> None:
     with pytest.raises(Failure, match=rf"left {len(PRODUCTS)} products in fp32, the first is bert\.encoder"):
         check_quantised(GRAPH, PRODUCTS)

@@ -1,0 +1,48 @@
+"""Texts that nobody has labelled, as a data set: under the labels that a checkpoint gives them, beside its held-out rows."""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+
+from contract.command import UsageError
+from training.batches import encode
+from training.checkpoint import Checkpoint, heldout_rows
+from training.datasets import Dataset, group_of
+from training.evaluation import compute_logits
+from training.readers import read_texts
+from training.split import Split
+
+
+def read_unlabelled(
+    file: Path, checkpoint: Checkpoint, *, validation_share: float, tokens_per_batch: int, seed: int
+) -> tuple[Dataset, Split]:
+    """The texts of a file, dealt out to training and validation, and the held-out rows of the checkpoint as the test part.
+
+    Raises:
+        UsageError: fewer than two texts that are not held out; a held-out label that the model does not know.
+    """
+    held, classes = (
+        heldout_rows(checkpoint.folder, sys.maxsize),
+        {name: number for number, name in enumerate(checkpoint.labels)},
+    )
+    unknown = sorted({row["label"] for row in held} - set(classes))
+    if unknown:
+        raise UsageError(
+            f"the held-out rows of {checkpoint.folder} have the label {unknown[0]!r}, which the model does not know"
+        )
+    fresh = {group_of(text): text for text in read_texts(file)}
+    for row in held:  # what is held out is never trained on
+        fresh.pop(group_of(row["text"]), None)
+    texts = list(fresh.values())
+    if len(texts) < 2:
+        raise UsageError(f"{file} has {len(texts)} text(s) that are not held out; at least 2 are needed, better 2000")
+    random.Random(seed).shuffle(texts)
+    logits = compute_logits(checkpoint.model, encode(checkpoint.tokenizer, texts, []), tokens_per_batch=tokens_per_batch)
+    labels = [*logits.argmax(1).tolist(), *(classes[row["label"]] for row in held)]
+    rows = [*texts, *(row["text"] for row in held)]
+    count = max(1, round(validation_share * len(texts)))
+    numbers = list(range(len(rows)))
+    split = Split(numbers[count : len(texts)], numbers[:count], numbers[len(texts) :])
+    return Dataset(file.name.split(".")[0], rows, labels, checkpoint.labels, rows), split
