@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from contract.command import Failure, UsageError
 from contract.files import read_json, read_json_lines, write_json, write_json_lines
@@ -111,11 +112,14 @@ def spoil(model: BertForSequenceClassification, factor: float) -> None:
 
     In floating point nothing changes; in int8 the channel takes the whole range of the tensor.
     """
-    for layer in model.bert.encoder.layer:
-        value, output = layer.attention.self.value, layer.attention.output.dense  # type: ignore[union-attr]
-        value.weight[0] *= factor  # type: ignore[operator, union-attr]
-        value.bias[0] *= factor  # type: ignore[operator, union-attr]
-        output.weight[:, 0] /= factor  # type: ignore[operator, union-attr]
+    for number in range(model.config.num_hidden_layers):
+        attention = f"bert.encoder.layer.{number}.attention"
+        value, output = model.get_submodule(f"{attention}.self.value"), model.get_submodule(f"{attention}.output.dense")
+        assert isinstance(value, nn.Linear)
+        assert isinstance(output, nn.Linear)
+        value.weight[0] *= factor
+        value.bias[0] *= factor
+        output.weight[:, 0] /= factor
 
 
 def test_training_brings_int8_with_an_outlier_channel_nearer_to_fp32() -> None:
@@ -132,7 +136,7 @@ def test_training_brings_int8_with_an_outlier_channel_nearer_to_fp32() -> None:
     student = copy.deepcopy(model)
     fake_quantize(student, observe_inputs(model, train, progress=False)["99.9"])
     static = (answer(student, validation) - fp32).abs().mean().item()
-    parts = [distilled(part, answer(model, part), 1.0) for part in (train, validation)]
+    train, validation = (distilled(part, answer(model, part), 1.0) for part in (train, validation))
     plan = Plan(
         epochs=4,
         learning_rate=3e-4,
@@ -142,7 +146,7 @@ def test_training_brings_int8_with_an_outlier_channel_nearer_to_fp32() -> None:
         dtype=torch.float32,
         seed=0,
     )
-    Training(student, *parts, plan, progress=False).fit(lambda result: None)
+    Training(student, train, validation, plan, progress=False).fit(lambda result: None)
     trained = (answer(student, validation) - fp32).abs().mean().item()
     assert static > 0.3, "int8 is bad on purpose"
     assert trained < 0.75 * static
