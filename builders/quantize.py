@@ -46,7 +46,10 @@ from training.batches import Encoded, encode
 from training.bert import BertForSequenceClassification
 
 AS_GOOD = 1.05
-"""Errors of logits that are no farther apart than this are as good as equal."""
+"""A mean error of the logits this many times another one is as good as equal to it."""
+
+NOTHING = BOUNDS["int8"].tie / 50
+"""And so are all below this: on few texts, or of a small model, they tell nothing."""
 
 SENSITIVITY_ROWS = 64
 """Validation texts on which single products are compared: mean errors of logits need few."""
@@ -117,7 +120,7 @@ def quantise_model(
 def widest_of_the_best(sweep: Sequence[Setting]) -> Setting:
     """Of settings whose ranges widen, the last one whose error is as good as the least: texts yet to come reach further out."""
     least = min(setting.error for setting in sweep)
-    return [setting for setting in sweep if setting.error <= AS_GOOD * least][-1]
+    return [setting for setting in sweep if setting.error <= max(AS_GOOD * least, NOTHING)][-1]
 
 
 def exclude_until_accurate(

@@ -206,13 +206,13 @@ def test_openvino_is_built_proved_and_named(merged: Path, tmp_path: Path) -> Non
 
 def test_int8_is_calibrated_on_the_runs_training_texts_and_reported(merged: Path, tmp_path: Path, capsys: Any) -> None:
     report = tmp_path / "report"
-    manifest = run_build(merged, tmp_path, precision="int8", calibration_rows=12, quantization_report=report)
+    manifest = run_build(merged, tmp_path, precision="int8", calibration_rows=100, quantization_report=report)
     assert (manifest.engine, manifest.precision) == ("onnxruntime int8", "int8")
     assert LOGIT_BOUND < manifest.parity["max_abs"] <= manifest.parity["bound"]
     assert manifest.parity["flips"] <= 0.03
     assert {path.name for path in report.iterdir()} == {"quantization.json", "quantization.md", "quantization.png"}
     printed = capsys.readouterr().out
-    assert "int8, calibrated on 12 texts of the training part of sentences" in printed
+    assert "int8, calibrated on 100 texts of the training part of sentences" in printed
     assert "McNemar p" in printed.splitlines()[-3]
 
 

@@ -119,6 +119,7 @@ def test_of_percentiles_that_are_as_good_the_widest_is_taken() -> None:
 
     assert widest_of_the_best(sweep(1.00, 1.04, 1.02, 1.05, 1.06)).name == "99.9999"
     assert widest_of_the_best(sweep(0.9, 1.04, 1.02, 1.05, 1.06)).name == "99.9"
+    assert widest_of_the_best(sweep(1e-5, 2e-5, 3e-5, 4e-5, 9e-4)).name == "min-max"
 
 
 class Strict:
