@@ -9,7 +9,7 @@ from loadtests.page import Section
 from loadtests.readers.fields import read_fields
 from loadtests.readers.markdown import markdown_table
 
-HEADER = ("engine", "accuracy", "points (noise)", "lost / won", "McNemar p", "other labels", "of them ties", "0.3 points")
+HEADER = ("engine", "accuracy", "points (noise)", "lost / won", "McNemar p", "other labels", "by a tie", "0.3 points")
 
 
 def tables(path: Path) -> dict[str, str]:
