@@ -11,14 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clients import ClassifierError, connect
+from clients import ClassifierError, RetryPolicy, connect
 from contract.command import Failure, UsageError
 from contract.tensors import CANDIDATE, CLASSIFIER, ENSEMBLES, STEPS
 from serving.control import ModelControl
+from serving.rehearsal import NICENESS
 from serving.repository import Repository
 from serving.state import STATE_FILE, ServerState, read_state
 
 PROBE_TEXT = "Which release is this?"
+PATIENT = RetryPolicy(attempts=200, longest_wait_s=0.2, budget=1000, retry_rejected=True)
+"""Of an operator's questions: that the server is overloaded says nothing about the release, and is when one rolls back."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,10 @@ class Deployment:
                 "it with this repository, or leave --url out to change only the files"
             )
         return cls(repository, dataclasses.replace(state, http_url=url))
+
+    def niceness(self) -> int:
+        """Of a rehearsal: it gives way to the server where there is one."""
+        return 0 if self.state is None else NICENESS
 
     def load(self, *models: str) -> None:
         """Have the server load models as the repository now describes them. Raises `Failure` with its reason."""
@@ -83,7 +90,7 @@ class Deployment:
         if self.state is None:
             return
         try:
-            with connect(self.state.http_url, "http", model=ensemble) as classifier:
+            with connect(self.state.http_url, "http", model=ensemble, retry=PATIENT) as classifier:
                 answered = classifier.classify([PROBE_TEXT])[0].release
         except ClassifierError as error:
             raise Failure(f"{ensemble} does not answer as {release}: {error}") from error

@@ -1,8 +1,8 @@
 """What a release has to pass on the running server before it serves: right answers, agreement, speed.
 
 The candidate is reached through the second ensemble, pinned to it, while every other request goes to the release that serves.
-Probes are polite: one text at a time, and after each a pause as long as its answer took, so that they never hold the processor
-for more than half of the time.
+Probes are polite: one text at a time, and after each a pause of three times as long as its answer took, so that they never hold
+the processor for more than a quarter of the time, and the less the longer they queue behind the traffic.
 """
 
 from __future__ import annotations
@@ -21,8 +21,12 @@ from contract.command import Failure, UsageError
 from contract.files import read_json_lines
 from contract.probes import Probes
 from contract.tensors import BUCKET_LENGTHS, CANDIDATE, CLASSIFIER
+from serving.deployment import PATIENT
 
 Answered = TypeVar("Answered")
+
+PAUSE = 3.0
+"""After a probe, in times of how long its answer took. At 1, a server with a load of 80 % was overloaded while it compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +93,7 @@ def read_texts(path: Path) -> list[str]:
 def warm_up(url: str, max_length: int) -> int:
     """Send the candidate a text of every bucket length of the release; how many those were."""
     lengths = [length for length in BUCKET_LENGTHS if length <= max_length] or [max_length]
-    with connect(url, "http", model=CANDIDATE) as candidate:
+    with connect(url, "http", model=CANDIDATE, retry=PATIENT) as candidate:
         for length in tqdm(lengths, desc="warming", unit="texts", leave=False, mininterval=0.5):
             _ask(candidate.classify, "a " * max(length - 2, 1))  # two tokens are [CLS] and [SEP]
     return len(lengths)
@@ -97,7 +101,7 @@ def warm_up(url: str, max_length: int) -> int:
 
 def check_answers(url: str, probes: Probes) -> None:
     """Raise `Failure` unless the candidate gives its own checkpoint's answers on this very server."""
-    with connect(url, "http", model=CANDIDATE) as candidate:
+    with connect(url, "http", model=CANDIDATE, retry=PATIENT) as candidate:
         texts = tqdm(probes.texts, desc="replaying", unit="texts", leave=False, mininterval=0.5)
         logits = [_ask(candidate.logits, text)[0][0].tolist() for text in texts]
     wrong = probes.failures(logits)
@@ -109,7 +113,10 @@ def compare(url: str, texts: Sequence[str]) -> Comparison:
     """Classify the texts with both releases, one request in flight, the order of the two changing from text to text."""
     agreed = 0
     seconds: dict[str, list[float]] = {CLASSIFIER: [], CANDIDATE: []}
-    with connect(url, "http", model=CLASSIFIER) as serving, connect(url, "http", model=CANDIDATE) as candidate:
+    with (
+        connect(url, "http", model=CLASSIFIER, retry=PATIENT) as serving,
+        connect(url, "http", model=CANDIDATE, retry=PATIENT) as candidate,
+    ):
         pair = [(CLASSIFIER, serving), (CANDIDATE, candidate)]
         for number, text in enumerate(tqdm(texts, desc="comparing", unit="texts", leave=False, mininterval=0.5)):
             labels = set()
@@ -148,5 +155,5 @@ def _ask(question: Callable[[Sequence[str]], Answered], text: str) -> tuple[Answ
     except ClassifierError as error:
         raise Failure(f"a probe was not answered: {type(error).__name__}: {error}") from error
     seconds = time.perf_counter() - started
-    time.sleep(seconds)
+    time.sleep(PAUSE * seconds)
     return answer, seconds

@@ -55,7 +55,7 @@ def publish(
         log, deployment = ReleaseLog(repository.path), Deployment.find(repository, url)
         _check_new(manifest, repository, stage=stage)
         with _undone_on_failure(deployment, log, manifest.release, version):
-            _bring_in(release, repository, version, log)
+            _bring_in(release, deployment, version, log)
             if placement := manifest.hardware.get("placement"):
                 repository.lay_out(placement["instances"])
             _load_beside(deployment, version, log)
@@ -91,13 +91,15 @@ def _undone_on_failure(deployment: Deployment, log: ReleaseLog, release: str, ve
         raise
 
 
-def _bring_in(release: Path, repository: Repository, version: int, log: ReleaseLog) -> None:
+def _bring_in(release: Path, deployment: Deployment, version: int, log: ReleaseLog) -> None:
     """Copy the release in and rehearse the copy: what fails to start, or answers wrongly, never reaches the server."""
     read_probes(release)
+    repository, niceness = deployment.repository, deployment.niceness()
     with log.step("copy", version=version):
         copy = repository.copy_in(release, version)
     with log.step("rehearse", version=version) as found:
-        found.update({name: round(seconds, 3) for name, seconds in rehearse(repository, version, copy=copy).seconds.items()})
+        rehearsal = rehearse(repository, version, copy=copy, niceness=niceness)
+        found.update({name: round(seconds, 3) for name, seconds in rehearsal.seconds.items()})
     repository.admit(copy, version)
 
 

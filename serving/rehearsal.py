@@ -21,7 +21,7 @@ from serving import rehearsed
 from serving.repository import Repository
 
 NICENESS = 5
-"""Of the child: a quarter of a core where serving wants all of it. At 19 it would hardly run beside a busy server."""
+"""Of the child beside a server: a quarter of a core where serving wants all of it. At 19 it would hardly run at all."""
 
 TIMEOUT_S = 300.0
 
@@ -88,8 +88,11 @@ def run_rehearsal(
     return Rehearsal(**json.loads(done.stdout))
 
 
-def rehearse(repository: Repository, version: int, *, copy: Path | None = None) -> Rehearsal:
+def rehearse(repository: Repository, version: int, *, copy: Path | None = None, niceness: int = NICENESS) -> Rehearsal:
     """Rehearse `version` where it lies in the repository, or in a copy that was not admitted yet.
+
+    Args:
+        niceness: 0 where no server has to be given way to.
 
     Raises:
         Failure: it does not start, crashes, is not what its manifest says, or does not give its checkpoint's answers.
@@ -104,6 +107,7 @@ def rehearse(repository: Repository, version: int, *, copy: Path | None = None) 
         configs={step: repository.step_config(step) for step in STEPS},
         texts=probes.texts,
         packages=sorted(versions),
+        niceness=niceness,
     )
     check_rehearsal(rehearsal, release=manifest["release"], probes=probes, versions=versions)
     return rehearsal

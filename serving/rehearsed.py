@@ -216,10 +216,10 @@ def rehearse(order: dict[str, Any]) -> dict[str, Any]:
 
 
 def give_way(niceness: int) -> None:
-    """Lower the priority of this process and of its session, which is its own.
+    """Lower the priority of this process and of its session, which is its own; 0 changes nothing.
 
     Where the kernel shares the processors out by session first (autogroup), niceness counts among the processes of one session
-    only: at 5 or at 19, the rehearsal would take half of every core that it runs on from the server.
+    only: without this the rehearsal would take half of a core from the server, at 5 or at 19.
     """
     os.nice(niceness)
     with contextlib.suppress(OSError):  # no such file: the kernel does not group

@@ -142,7 +142,7 @@ def _serve(deployment: Deployment, version: int) -> None:
         damaged = repository.damaged(version)
         if damaged:
             raise Failure(f"files of version {version} were damaged since it was published: {', '.join(damaged)}")
-        rehearse(repository, version)
+        rehearse(repository, version, niceness=deployment.niceness())
         deployment.offer(sorted({*repository.offered(), version}))
     deployment.serve(version)
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from clients import Rejected, connect
-from contract.tensors import TOKENIZER
+from contract.release import read_manifest
+from contract.tensors import CLASSIFIER, TOKENIZER
+from serving.deployment import Deployment
 from tests.served import deployed, serving, wait_until
 from tests.serving.load import OK, Generator, Sent, request_bytes
 from tests.serving.overload import compare_with_peak, recovery_s, summarise
@@ -60,6 +62,7 @@ def test_an_overloaded_server_refuses_with_the_right_code_and_recovers(tmp_path:
             assert len(classifier.classify(TEXTS[:3])) == 3
             with pytest.raises(Rejected, match="overloaded"):
                 asyncio.run(refused_while_flooded(state.grpc_url, state.http_url))
+        asyncio.run(checked_while_flooded(state.grpc_url, Deployment.find(repository), read_manifest(release).release))
 
 
 async def flood(url: str) -> list[Sent]:
@@ -84,3 +87,12 @@ async def refused_while_flooded(grpc_url: str, http_url: str) -> None:
     while not asking.done():
         await flood(grpc_url)
     await asking
+
+
+async def checked_while_flooded(url: str, deployment: Deployment, release: str) -> None:
+    """An operator's check, as after a rollback, is patient with an overloaded server."""
+    await flood(url)
+    checking = asyncio.create_task(asyncio.to_thread(deployment.check_answer, CLASSIFIER, release))
+    while not checking.done():
+        await flood(url)
+    await checking

@@ -44,6 +44,7 @@ def known_answers(scratch: Path, releases: Iterable[Path], texts: list[str]) -> 
             configs={step: repository.step_config(step) for step in STEPS},
             texts=texts,
             packages=[],
+            niceness=0,
         )
         known[rehearsal.release] = np.array(rehearsal.logits)
     return known
