@@ -3,6 +3,7 @@
     python -m builders.build build/merged --output build/release
     python -m builders.build build/merged --engine openvino --precision bf16 --output build/release
     python -m builders.build build/merged --engine auto --output build/release        the fastest here, on your own texts
+    python -m builders.build build/merged --threads auto --instances auto --output build/release     measured here as well
     python -m builders.build build/merged --engine tensorrt --precision fp16 --output build/release
 
 The release refuses to exist when its engine does not equal the checkpoint within the bounds of its precision (see
@@ -13,9 +14,8 @@ Publish it with `python -m serving.releases publish`.
 from __future__ import annotations
 
 import functools
+import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -28,11 +28,13 @@ import tyro
 
 from builders.accuracy import Accuracy
 from builders.calibration import read_calibration
-from builders.choose import choose, table, time_candidates, write_candidates
+from builders.choose import write_fastest
 from builders.engine_record import EngineRecord
 from builders.engines import EngineName, Precision, Source, find_kind, runnable_kinds, write_cpu_engine
 from builders.hardware import cpu_flags
-from builders.parity import Reference, make_reference
+from builders.instances import place_engine
+from builders.parity import Int32, Reference, make_reference
+from builders.placement import Number, check_numbers
 from builders.probes import make_probes
 from builders.quantization_report import QuantizationReport, TrainedReport, write_report
 from builders.quantize import quantise_model
@@ -42,13 +44,14 @@ from builders.tensorrt_release import TensorRTOptions
 from builders.tensorrt_release import write_engine as write_tensorrt_engine
 from contract.command import Failure, UsageError, run_command
 from contract.release import Manifest
-from training.batches import encode
+from training.batches import Encoded, encode
 from training.checkpoint import Checkpoint, check_certified, heldout_rows, load_checkpoint
 from training.trained_int8 import read_trained, read_validation
 
 Layout = Literal["padded", "packed"]
 
 TIMED_TEXTS = 64  # of which auto times the answers
+PLACED_TEXTS = 128  # on which threads and instances are measured
 EXACT_TEXTS = 256  # compared with an engine that may not flip a label: any of them tells
 ROUNDED_TEXTS = 2000  # with one that may: enough to refuse a loss of one point, as tests/builders/test_accuracy.py shows
 
@@ -67,6 +70,11 @@ class Build:
     precision: Precision | None = None
     """fp32 when left out; auto then tries all. int8 is calibrated on the texts of training; a checkpoint of
     training.quantize_aware brings its ranges."""
+    threads: Number = 0
+    """Of each instance of an engine for a CPU; 0: every core of the machine that serves. auto measures which number answers
+    most on this one."""
+    instances: Number = 1
+    """Of such an engine: processes that answer at once. auto measures; above 1 see docs/operations.md first."""
     layout: Layout = "padded"
     """Of tensorrt: padded, or packed, one row of the tokens of all texts of a batch. The engines for a CPU are padded."""
     tensorrt: TensorRTOptions = field(default_factory=TensorRTOptions)
@@ -89,6 +97,9 @@ class Build:
         for name, number, least in (("probe-texts", self.probe_texts, 1), ("calibration-rows", self.calibration_rows, 2)):
             if number is not None and number < least:
                 raise UsageError(f"--{name} is {number}; it must be at least {least}")
+        check_numbers(self.instances, self.threads, len(os.sched_getaffinity(0)))
+        if self.engine == "tensorrt" and (self.instances, self.threads) != (1, 0):
+            raise UsageError("--threads and --instances are of the engines for a CPU, not of --engine tensorrt")
         if self.layout != "padded" and self.engine != "tensorrt":
             raise UsageError(f"--layout {self.layout} is one of --engine tensorrt; {self.engine} takes padded")
         if self.quantization_report is not None and self.quantization_report.exists():  # before the minutes that it takes
@@ -117,16 +128,15 @@ def check_served(checkpoint: Checkpoint) -> None:
         )
 
 
-def read_reference(checkpoint: Checkpoint, limit: int) -> tuple[Reference, list[str]]:
-    """The checkpoint's answers on the first `limit` held-out rows, and their texts. Raises `UsageError` for unknown labels."""
+def read_heldout(checkpoint: Checkpoint, limit: int) -> tuple[Encoded, list[str]]:
+    """The first `limit` held-out rows and their texts. Raises `UsageError` for unknown labels."""
     rows = heldout_rows(checkpoint.folder, limit)
     classes = {label: number for number, label in enumerate(checkpoint.labels)}
     unknown = sorted({row["label"] for row in rows} - set(classes))
     if unknown:
         raise UsageError(f"{checkpoint.folder / 'heldout.jsonl'} has the label {unknown[0]!r}, which the model does not know")
     texts = [row["text"] for row in rows]
-    encoded = encode(checkpoint.tokenizer, texts, [classes[row["label"]] for row in rows])
-    return make_reference(checkpoint.model, encoded), texts
+    return encode(checkpoint.tokenizer, texts, [classes[row["label"]] for row in rows]), texts
 
 
 def source_of(options: Build, checkpoint: Checkpoint) -> Source:
@@ -159,7 +169,8 @@ def make_int8(options: Build, checkpoint: Checkpoint) -> tuple[onnx.ModelProto, 
     trained = read_trained(checkpoint.folder)
     if trained is None:
         calibration = read_calibration(checkpoint, options.calibration_texts, rows=options.calibration_rows)
-        return quantise_model(checkpoint.model, checkpoint.tokenizer, calibration)
+        explain = options.quantization_report is not None
+        return quantise_model(checkpoint.model, checkpoint.tokenizer, calibration, explain=explain)
     if options.calibration_texts is not None:
         raise UsageError(
             f"--calibration-texts {options.calibration_texts}: {checkpoint.folder} brings the ranges that it was trained with; "
@@ -169,30 +180,33 @@ def make_int8(options: Build, checkpoint: Checkpoint) -> tuple[onnx.ModelProto, 
     return quantise_trained(checkpoint.model, checkpoint.tokenizer, trained, validation)
 
 
-def engine_writer(options: Build, checkpoint: Checkpoint, reference: Callable[[], Reference]) -> Callable[[Path], EngineRecord]:
+def engine_writer(
+    options: Build, checkpoint: Checkpoint, heldout: Callable[[], Encoded], reference: Callable[[], Reference]
+) -> Callable[[Path], EngineRecord]:
     """What fills the engine's folder of the release, for the engine and precision of the options. Raises `UsageError`."""
     flags, precision, source = cpu_flags(), options.precision or "fp32", source_of(options, checkpoint)
     if options.engine == "tensorrt":
         texts = functools.partial(read_calibration, checkpoint, options.calibration_texts, rows=options.calibration_rows)
         settings: dict[str, Any] = {"precision": precision, "layout": options.layout, "options": options.tensorrt}
         return lambda folder: write_tensorrt_engine(folder, checkpoint, reference=reference(), calibration=texts, **settings)
-    if options.engine != "auto":
-        kind = find_kind(options.engine, precision, flags)
-        return lambda folder: write_cpu_engine(folder, kind, source, reference())
-    kinds = runnable_kinds(options.precision, flags)
+    kind = None if options.engine == "auto" else find_kind(options.engine, precision, flags)
+    kinds = runnable_kinds(options.precision, flags) if kind is None else []
 
-    def write_fastest(folder: Path) -> EngineRecord:
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".candidates-") as scratch:
-            candidates = write_candidates(Path(scratch), kinds, source, reference())
-            rows = [ids[row, : mask[row].sum()] for _, ids, mask in reference().batches for row in range(len(ids))]
-            timed = [rows[number] for number in np.random.default_rng(0).permutation(len(rows))[:TIMED_TEXTS]]
-            seconds = time_candidates(candidates, timed)
-            print(table(candidates, seconds, texts=2 * len(timed)))
-            chosen, record = choose(candidates, seconds)
-            shutil.copytree(chosen.folder, folder, dirs_exist_ok=True)
-        return record
+    def write(folder: Path) -> EngineRecord:
+        if kind is None:
+            record = write_fastest(folder, kinds, source, rows=sample(heldout(), TIMED_TEXTS), reference=reference)
+        else:
+            record = write_cpu_engine(folder, kind, source, reference())
+        rows = functools.partial(sample, heldout(), PLACED_TEXTS)
+        return place_engine(folder, record, instances=options.instances, threads=options.threads, rows=rows)
 
-    return write_fastest
+    return write
+
+
+def sample(encoded: Encoded, count: int) -> list[Int32]:
+    """At most `count` rows of token ids, the same every time."""
+    chosen = np.random.default_rng(0).permutation(len(encoded.ids))[:count]
+    return [np.array(encoded.ids[row], np.int32) for row in chosen]
 
 
 def describe(manifest: Manifest) -> str:
@@ -210,13 +224,14 @@ def build(options: Build) -> None:
     digest = check_certified(options.checkpoint)
     checkpoint = load_checkpoint(options.checkpoint)
     check_served(checkpoint)
-    probed = functools.cache(lambda: read_reference(checkpoint, options.compared_texts))
+    probed = functools.cache(lambda: read_heldout(checkpoint, options.compared_texts))
+    reference = functools.cache(lambda: make_reference(checkpoint.model, probed()[0]))
     manifest = write_release(
         options.output,
         name=options.name or re.sub(r"[^A-Za-z0-9.-]+", "-", checkpoint.run["data"]["name"]).strip("-.") or "release",
         tokenizer_json=checkpoint.tokenizer.to_str().encode(),
         labels=checkpoint.labels,
-        write_engine=engine_writer(options, checkpoint, lambda: probed()[0]),
+        write_engine=engine_writer(options, checkpoint, lambda: probed()[0], reference),
         make_probes=lambda parity: make_probes(checkpoint, probed()[1], parity),
         max_length=checkpoint.max_length,
         checkpoint_sha256=digest,

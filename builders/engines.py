@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -53,10 +53,15 @@ class EngineKind:
     needs_bf16: bool = False
     """Whether it is refused on a processor that does not compute bf16 itself."""
 
+    @property
+    def title(self) -> str:
+        """As people read it, `onnxruntime int8`."""
+        return f"{self.engine} {self.precision}"
+
     def lacking(self, flags: frozenset[str]) -> str | None:
         """Why a machine with these CPU flags cannot run it; None where it can."""
         if self.needs_bf16 and not has_bf16(flags):
-            return f"{self.engine} {self.precision} needs a processor with avx512_bf16 or amx_bf16, which this one has not"
+            return f"{self.title} needs a processor with avx512_bf16 or amx_bf16, which this one has not"
         return None
 
 
@@ -172,11 +177,16 @@ def write_cpu_engine(folder: Path, kind: EngineKind, source: Source, reference: 
         Failure: it is not the checkpoint's equal within the bounds of its precision, or loses accuracy.
     """
     write_files(folder, kind, source)
-    title = f"{kind.engine} {kind.precision}"
-    parity, accuracy = prove(open_served(folder), reference, BOUNDS[kind.precision], title=title)
-    if failures := failures_of(parity, accuracy):
+    record, failures = prove_files(folder, kind, reference)
+    if failures:
         raise Failure("the engine does not equal its checkpoint; no release was written:\n  " + "\n  ".join(failures))
-    return record_of(kind, parity, accuracy)
+    return record
+
+
+def prove_files(folder: Path, kind: EngineKind, reference: Reference) -> tuple[EngineRecord, Sequence[str]]:
+    """Open the engine in `folder` as it is served: what the manifest says of it, and what keeps it out of a release."""
+    parity, accuracy = prove(open_served(folder), reference, BOUNDS[kind.precision], title=kind.title)
+    return record_of(kind, parity, accuracy), failures_of(parity, accuracy)
 
 
 def record_of(kind: EngineKind, parity: Parity, accuracy: Accuracy | None) -> EngineRecord:

@@ -67,9 +67,9 @@ class QuantizationReport:
     sweep: list[Setting]
     """Everything quantised, by the percentile of the ranges."""
     chosen: str
-    """The percentile with the least error."""
+    """The percentile that was taken."""
     sensitivity: dict[str, float]
-    """Mean error of the logits with one product quantised, by its exact node name."""
+    """Mean error of the logits with one product quantised, by its exact node name; empty where it was not measured."""
     operators: dict[str, float]
     """The same with one operator quantised in every layer."""
     steps: list[Setting]
@@ -77,7 +77,7 @@ class QuantizationReport:
 
     def markdown(self) -> str:
         """Tables for people."""
-        least = sorted(self.sensitivity, key=self.sensitivity.__getitem__, reverse=True)[:10]
+        most = sorted(self.sensitivity, key=self.sensitivity.__getitem__, reverse=True)[:10]
         lines = [
             f"int8, calibrated on {self.calibration_texts} texts of {self.calibration}, "
             f"judged on {self.validation_texts} of the validation part",
@@ -89,13 +89,16 @@ class QuantizationReport:
             "",
             HEAD.format("products in int8"),
             *(f"| {setting.cells()} |" for setting in self.steps),
-            "",
-            "| operator quantised alone, all layers | mean logit error |\n|---|---|",
-            *(f"| {name} | {error:.4g} |" for name, error in self.operators.items()),
-            "",
-            "| most sensitive products | mean logit error |\n|---|---|",
-            *(f"| {name} | {self.sensitivity[name]:.4g} |" for name in least),
         ]
+        if most:
+            lines += [
+                "",
+                "| operator quantised alone, all layers | mean logit error |\n|---|---|",
+                *(f"| {name} | {error:.4g} |" for name, error in self.operators.items()),
+                "",
+                "| most sensitive products | mean logit error |\n|---|---|",
+                *(f"| {name} | {self.sensitivity[name]:.4g} |" for name in most),
+            ]
         return "\n".join(lines)
 
     def picture(self, path: Path) -> None:

@@ -2,19 +2,22 @@
 them than the accuracy bears.
 
 1. Ranges of every product's input are observed on training texts, as histograms.
-2. A sweep over percentiles of those ranges, everything quantised, on the validation part: the least error of the logits wins.
-3. Sensitivity: the error of each product, and of each operator over all layers, quantised alone.
-4. While the accuracy gate does not hold on the validation part, the most sensitive product that is left goes back to fp32.
+2. A sweep over percentiles of those ranges, everything quantised, on the validation part: of those that pass the accuracy gate
+   the least error of the logits wins, and of those as good as equal the widest ranges.
+3. While the gate does not hold, the most sensitive product that is left goes back to fp32.
+   `builders.sensitivity` measures that, of each product and of each operator over all layers; otherwise only for the report.
 
 Q/DQ nodes are inserted by onnxruntime's quantizer, by exact node name. Weights are symmetric, a scale per output channel, and
-use 7 bits: with 8, the int8 products of processors without VNNI saturate. Activations are 8 bits with a zero point. The pooler,
-the classifier, the softmax and LayerNorm stay in fp32: they are a thousandth of the work.
+use 7 bits: with 8, the int8 products of processors without VNNI saturate. Activations are 8 bits with a zero point, where
+products read them: the residual stream stays exact. The pooler, the classifier, the softmax and LayerNorm stay in fp32: they
+are a thousandth of the work.
 
 Shapes: R rows of texts, C classes.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,14 +35,21 @@ from tqdm import tqdm
 
 from builders.calibration import Calibration
 from builders.onnx_export import build_onnx
-from builders.parity import Float32, TextBatch, text_batches
+from builders.parity import BOUNDS, Float32, TextBatch, text_batches
 from builders.quantization_report import QuantizationReport, Setting, judge_logits
 from builders.ranges import observe_ranges, product_inputs
+from builders.sensitivity import measure_sensitivity
 from contract.command import Failure, UsageError
 from contract.tensors import ATTENTION_MASK, INPUT_IDS, LOGITS
 from training.batches import Encoded, encode
 from training.bert import BertForSequenceClassification
 from training.ranges import PERCENTILES, Ranges
+
+AS_GOOD = 1.05
+"""A mean error of the logits this many times another one is as good as equal to it."""
+
+NOTHING = BOUNDS["int8"].tie / 50
+"""And so are all below this: on few texts, or of a small model, they tell nothing."""
 
 SENSITIVITY_ROWS = 64
 """Validation texts on which single products are compared: mean errors of logits need few."""
@@ -59,9 +69,9 @@ class Judge:
 
 
 def quantise_model(
-    model: BertForSequenceClassification, tokenizer: Tokenizer, calibration: Calibration
+    model: BertForSequenceClassification, tokenizer: Tokenizer, calibration: Calibration, *, explain: bool = False
 ) -> tuple[onnx.ModelProto, QuantizationReport]:
-    """The int8 graph of `model`, and how it came about (see the module docstring).
+    """The int8 graph of `model`, and how it came about (see the module docstring); `explain`s with every sensitivity.
 
     Raises:
         UsageError: no texts to calibrate on.
@@ -74,22 +84,25 @@ def quantise_model(
     observed = text_batches(encode(tokenizer, calibration.texts, []), padding)
     ranges = observe_ranges(graph, [(ids, mask) for _, ids, mask in observed])
     judge = make_judge(graph, encode(tokenizer, calibration.validation, calibration.labels), padding)
-    small = make_judge(graph, encode(tokenizer, calibration.validation[:SENSITIVITY_ROWS], []), padding)
     names = list(product_inputs(graph))
     sweep = [judge.judge(insert_qdq(graph, ranges[key], names), key) for key in tqdm(PERCENTILES, desc="percentiles")]
-    best = ranges[min(sweep, key=lambda setting: setting.error).name]
-    layers = {name: small.judge(insert_qdq(graph, best, [name]), name).error for name in tqdm(names, desc="sensitivity")}
-    operators = {
-        operator: small.judge(insert_qdq(graph, best, members), operator).error
-        for operator, members in by_operator(names).items()
-    }
-    quantised, steps = exclude_until_accurate(graph, best, layers, judge)
+    chosen = widest_of_the_best([setting for setting in sweep if setting.passes] or sweep)
+    best = ranges[chosen.name]
+    quantised, steps = insert_qdq(graph, best, names), [dataclasses.replace(chosen, name="all products")]
+    layers: dict[str, float] = {}
+    operators: dict[str, float] = {}
+    if explain or not chosen.passes:
+        few = text_batches(encode(tokenizer, calibration.validation[:SENSITIVITY_ROWS], []), padding)
+        layers, operators = measure_sensitivity(graph, lambda part, of: insert_qdq(part, best, of), few)
+    if not chosen.passes:
+        quantised, more = exclude_until_accurate(graph, best, layers, judge)
+        steps += more
     report = QuantizationReport(
         calibration=calibration.origin,
         calibration_texts=len(calibration.texts),
         validation_texts=len(calibration.validation),
         sweep=sweep,
-        chosen=min(sweep, key=lambda setting: setting.error).name,
+        chosen=chosen.name,
         sensitivity=layers,
         operators=operators,
         steps=steps,
@@ -97,19 +110,24 @@ def quantise_model(
     return quantised, report
 
 
+def widest_of_the_best(sweep: Sequence[Setting]) -> Setting:
+    """Of settings whose ranges widen, the last one whose error is as good as the least: texts yet to come reach further out."""
+    least = min(setting.error for setting in sweep)
+    return [setting for setting in sweep if setting.error <= max(AS_GOOD * least, NOTHING)][-1]
+
+
 def exclude_until_accurate(
     graph: onnx.ModelProto, ranges: Ranges, sensitivity: dict[str, float], judge: Judge
 ) -> tuple[onnx.ModelProto, list[Setting]]:
-    """Quantise everything; while the gate does not hold, leave the most sensitive product out. Raises `Failure`."""
+    """Leave the most sensitive product out, and so on, until the gate holds. Raises `Failure`."""
     kept = sorted(sensitivity, key=sensitivity.__getitem__)  # the least sensitive first
     steps: list[Setting] = []
-    excluded = "all products"
-    while kept:
+    while len(kept) > 1:
+        excluded = kept.pop()
         quantised = insert_qdq(graph, ranges, kept)
-        steps.append(judge.judge(quantised, excluded))
+        steps.append(judge.judge(quantised, f"without {excluded}"))
         if steps[-1].passes:
             return quantised, steps
-        excluded = f"without {kept.pop()}"
     raise Failure(
         "int8 loses too much accuracy on the validation part, even with one product quantised; "
         "use --precision bf16 or fp32, or more --calibration-rows"
@@ -184,17 +202,3 @@ def run_graph(graph: onnx.ModelProto, batches: Sequence[TextBatch], shape: Any) 
     for rows, ids, mask in batches:
         logits[rows] = session.run([LOGITS], {INPUT_IDS: ids, ATTENTION_MASK: mask})[0]
     return logits
-
-
-def by_operator(names: Sequence[str]) -> dict[str, list[str]]:
-    """Exact node names by what they do, `bert.encoder.layer.3.output.dense.matmul` under `output.dense`."""
-    found: dict[str, list[str]] = {}
-    for name in names:
-        found.setdefault(operator_of(name)[1], []).append(name)
-    return found
-
-
-def operator_of(name: str) -> tuple[int, str]:
-    """(layer, operator) of a product's node name."""
-    layer, operator = name.removeprefix("bert.encoder.layer.").split(".", maxsplit=1)
-    return int(layer), operator.removesuffix(".matmul")

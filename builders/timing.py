@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,9 @@ from builders.parity import Float32, Int32
 Rows = Sequence[Int32]
 Run = Callable[[Rows], list[Float32]]
 """Unpadded rows of token ids -> the logits of each."""
+
+FEWEST_ROUNDS = 2
+"""After so many an engine may be given up."""
 
 BATCH_SIZES = (1, 32)
 """A single text, and what the server's batcher hands over under load."""
@@ -29,23 +33,28 @@ def measure_rounds(
     rounds: int,
     warm_up: int = 1,
     clock: Callable[[], float] = time.perf_counter,
-    settle_s: float = 0.0,
+    hopeless: float = math.inf,
 ) -> dict[str, list[float]]:
     """Seconds of every call in each round; the first `warm_up` rounds are not counted.
 
     Args:
-        settle_s: pause before each call, in which the idle threads of another runtime stop spinning.
+        hopeless: after `FEWEST_ROUNDS`, what takes this many times as long as the fastest, its best round against the other's
+            worst, is left out of the rounds to come.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for number in tqdm(range(-warm_up, rounds), desc="timing", unit="rounds", mininterval=0.5):
-        for name, call in calls.items():
-            if settle_s:
-                time.sleep(settle_s)
+        for name in promising(seconds, hopeless) if number >= FEWEST_ROUNDS else calls:
             started = clock()
-            call()
+            calls[name]()
             if number >= 0:
                 seconds[name].append(clock() - started)
     return seconds
+
+
+def promising(seconds: Mapping[str, Sequence[float]], hopeless: float) -> list[str]:
+    """The names whose best time is within `hopeless` times the worst of the fastest."""
+    worst = max(seconds[fastest(seconds)])
+    return [name for name, values in seconds.items() if min(values) <= hopeless * worst]
 
 
 def fastest(seconds: Mapping[str, Sequence[float]]) -> str:

@@ -56,6 +56,8 @@ def publish(
         _check_new(manifest, repository, stage=stage)
         with _undone_on_failure(deployment, log, manifest.release, version):
             _bring_in(release, repository, version, log)
+            if placement := manifest.hardware.get("placement"):
+                repository.lay_out(placement["instances"])
             _load_beside(deployment, version, log)
             if deployment.state is not None:
                 _prove(deployment.state.http_url, version, gate=gate, shadow=shadow, log=log)

@@ -26,7 +26,7 @@ from contract.command import Failure, UsageError
 from contract.files import read_json, sha256_of, write_bytes
 from contract.probes import PROBES_FILE, Probes, read_probes
 from contract.release import LABELS_FILE, MANIFEST_FILE, RELEASE_FILE
-from contract.tensors import CANDIDATE, CLASSIFIER, ENSEMBLES, LOGITS, STEPS, TOKENIZER
+from contract.tensors import CANDIDATE, CLASSIFIER, ENGINE, ENSEMBLES, LOGITS, STEPS, TOKENIZER
 
 DEFAULT_REPOSITORY = Path("build/model_repository")
 
@@ -162,6 +162,16 @@ class Repository:
         for step in STEPS:
             for path in [self.path / step / _CONFIG, *sorted((self.path / step / "configs").glob("*.pbtxt"))]:
                 self._edit(path, specific)
+
+    def lay_out(self, instances: int) -> None:
+        """Have the steps' next load start so many instances of the engine for a CPU."""
+        path = self.path / ENGINE / "configs" / "cpu.pbtxt"
+
+        def count(config: Any) -> None:
+            config.instance_group[0].count = instances
+
+        if self._read(path).instance_group[0].count != instances:
+            self._edit(path, count)
 
     def offered(self) -> list[int]:
         """The versions that the steps load."""

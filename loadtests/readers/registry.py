@@ -10,7 +10,7 @@ from pathlib import Path
 
 from contract.command import UsageError
 from loadtests.page import Section
-from loadtests.readers import demo, engines, flat, load, overload, peers, quality, search, swap, training
+from loadtests.readers import demo, engines, flat, load, overload, paired, peers, quality, search, swap, training
 
 Tables = Callable[[Path], dict[str, str]]
 
@@ -40,6 +40,7 @@ def _flat(name: str, words: str) -> Callable[[list[Path]], Section]:
 KINDS = (
     Kind(pattern="peers.json", command="make bench-peers", tables=peers.tables, section=_single(peers.section)),
     Kind(pattern="engines.json", command="make bench", tables=engines.tables, section=_single(engines.section)),
+    Kind(pattern="int8.json", command="python -m builders.paired", tables=paired.tables, section=_single(paired.section)),
     Kind(
         pattern="load-*.json",
         command="python -m loadtests.run SCENARIO --output docs/measurements/load-NAME.json",

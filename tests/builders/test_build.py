@@ -21,10 +21,11 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 import builders.build
+import builders.choose
 import builders.engines
 from builders.build import Build, build
 from builders.choose import Candidate
-from builders.engines import KINDS, EngineKind
+from builders.engines import KINDS
 from builders.onnx_export import build_onnx
 from builders.parity import LOGIT_BOUND
 from contract.command import Failure, UsageError
@@ -205,13 +206,13 @@ def test_openvino_is_built_proved_and_named(merged: Path, tmp_path: Path) -> Non
 
 def test_int8_is_calibrated_on_the_runs_training_texts_and_reported(merged: Path, tmp_path: Path, capsys: Any) -> None:
     report = tmp_path / "report"
-    manifest = run_build(merged, tmp_path, precision="int8", calibration_rows=12, quantization_report=report)
+    manifest = run_build(merged, tmp_path, precision="int8", calibration_rows=100, quantization_report=report)
     assert (manifest.engine, manifest.precision) == ("onnxruntime int8", "int8")
     assert LOGIT_BOUND < manifest.parity["max_abs"] <= manifest.parity["bound"]
     assert manifest.parity["flips"] <= 0.03
     assert {path.name for path in report.iterdir()} == {"quantization.json", "quantization.md", "quantization.png"}
     printed = capsys.readouterr().out
-    assert "int8, calibrated on 12 texts of the training part of sentences" in printed
+    assert "int8, calibrated on 100 texts of the training part of sentences" in printed
     assert "McNemar p" in printed.splitlines()[-3]
 
 
@@ -227,28 +228,65 @@ def test_int8_without_its_training_texts_is_refused_and_nothing_written(copied: 
 def test_auto_takes_the_fastest_that_passes_and_prints_the_table(
     merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    def timed(candidates: Sequence[Candidate], rows: Sequence[Any]) -> dict[str, list[float]]:
+    def timed(candidates: Sequence[Candidate], rows: Sequence[Any]) -> None:
         assert len(rows) == 32
-        return {candidate.title: [1.0 if candidate.title.startswith("openvino") else 2.0] for candidate in candidates}
+        for candidate in candidates:
+            candidate.seconds = [1.0 if candidate.kind.engine == "openvino" else 2.0]
 
-    kinds = [kind for kind in KINDS if kind.engine != "torch"]
-    monkeypatch.setattr(builders.build, "runnable_kinds", lambda precision, flags: kinds_of(kinds, precision))
-    monkeypatch.setattr(builders.build, "time_candidates", timed)
+    kinds = [kind for kind in KINDS if kind.engine != "torch" and kind.precision == "fp32"]
+    monkeypatch.setattr(builders.build, "runnable_kinds", lambda precision, flags: kinds)
+    monkeypatch.setattr(builders.choose, "time_candidates", timed)
     manifest = run_build(merged, tmp_path, engine="auto", precision="fp32")
     assert manifest.engine == "openvino fp32"
     assert f"{ENGINE}/model.onnx" not in manifest.files
-    assert "| onnxruntime fp32 | " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| onnxruntime fp32 | " in printed
+    assert "openvino fp32 is the fastest that passes, found in " in printed
     assert sorted(path.name for path in tmp_path.iterdir()) == ["release", "repository"]
-
-
-def kinds_of(kinds: list[EngineKind], precision: str | None) -> list[EngineKind]:
-    return [kind for kind in kinds if kind.precision == precision]
 
 
 def test_auto_times_real_engines_on_held_out_texts(merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kind = [kind for kind in KINDS if (kind.engine, kind.precision) == ("onnxruntime", "fp32")]
     monkeypatch.setattr(builders.build, "runnable_kinds", lambda precision, flags: kind)
     assert run_build(merged, tmp_path, engine="auto", probe_texts=7).engine == "onnxruntime fp32"
+
+
+def test_int8_that_failed_is_not_tried_again(merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def fail(*_: Any, **__: Any) -> Any:
+        tried.append(1)
+        raise Failure("int8 loses too much")
+
+    monkeypatch.setattr(builders.build, "quantise_model", fail)
+    options = Build(checkpoint=merged, output=tmp_path / "release", engine="auto", calibration_rows=2)
+    source = builders.build.source_of(options, load_checkpoint(merged))
+    for _ in range(2):
+        with pytest.raises(Failure, match="int8 loses too much"):
+            source.int8_graph()
+    assert tried == [1]
+
+
+def test_threads_and_instances_that_are_given_are_stated(merged: Path, tmp_path: Path, capsys: Any) -> None:
+    manifest = run_build(merged, tmp_path, probe_texts=7, threads=1)
+    assert manifest.hardware["placement"] == {"instances": 1, "threads": 1}
+    assert read_json(tmp_path / "release" / ENGINE / "engine.json")["threads"] == 1
+    assert "instances are watched as one" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"threads": -1}, "--threads is -1; it must be auto or at least 0"),
+        ({"instances": 0}, "--instances is 0; it must be auto or at least 1"),
+        ({"threads": 10**6}, "--instances 1 and --threads 1000000 are more than the "),
+        ({"engine": "tensorrt", "threads": "auto"}, "--threads and --instances are of the engines for a CPU"),
+    ],
+    ids=["threads", "instances", "cores", "tensorrt"],
+)
+def test_threads_and_instances_that_cannot_be_are_refused(tmp_path: Path, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        Build(checkpoint=tmp_path, output=tmp_path / "release", **options)
 
 
 @pytest.mark.parametrize(

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from builders.choose import Candidate, choose, table, write_candidates
+from builders.choose import Candidate, prove_fastest, table, write_candidates, write_fastest
 from builders.engine_record import EngineRecord
-from builders.engines import KINDS, Source
+from builders.engines import KINDS, EngineKind, Source
 from builders.parity import Reference
-from builders.timing import answer_all, batches_of, fastest, measure_rounds
+from builders.timing import answer_all, batches_of, fastest, measure_rounds, promising
 from contract.command import Failure, UsageError
+from tests.tiny import random_bert, tiny_config
+
+REFERENCE = Reference([], [], np.empty((0, 2), np.float32), [])
 
 
 class Clock:
@@ -32,10 +36,24 @@ class Clock:
         return self.now
 
 
-def candidate(title: str, *, passed: bool = True) -> Candidate:
-    runtime = {"name": title, "version": "1"}
-    record = EngineRecord(kind=title, precision="fp32", runtime=runtime, parity={"flips": 0.01}, accuracy={"engine": 0.75})
-    return Candidate(title, Path(title), record if passed else None, "" if passed else "logits differ")
+def candidate(number: int, *seconds: float, refusal: str = "") -> Candidate:
+    return Candidate(KINDS[number], Path(KINDS[number].title), list(seconds), refusal)
+
+
+def prove_all_but(*titles: str) -> Callable[..., tuple[EngineRecord, Sequence[str]]]:
+    """In place of `prove_files`: engines of these titles fail."""
+
+    def prove(folder: Path, kind: EngineKind, reference: object) -> tuple[EngineRecord, Sequence[str]]:
+        record = EngineRecord(
+            kind=kind.engine,
+            precision=kind.precision,
+            runtime={"name": kind.engine, "version": "1"},
+            parity={"flips": 0.01},
+            accuracy={"engine": 0.75},
+        )
+        return record, ["labels differ", "logits differ"] if kind.title in titles else []
+
+    return prove
 
 
 def test_every_call_is_timed_once_a_round_and_the_first_round_is_not_counted() -> None:
@@ -70,31 +88,57 @@ def test_rows_are_answered_one_by_one_and_then_in_batches_with_the_last_one_smal
     assert [len(batch) for batch in batches_of(rows, 64)] == [64, 6]
 
 
-def test_the_fastest_of_those_that_passed_is_taken() -> None:
-    candidates = [candidate("slow"), candidate("wrong", passed=False), candidate("quick")]
-    chosen, record = choose(candidates, {"slow": [2.0], "quick": [1.0]})
-    assert (chosen.title, record.kind) == ("quick", "quick")
+def test_what_is_hopelessly_slow_after_two_rounds_is_timed_no_further() -> None:
+    clock = Clock()
+    calls = {"quick": clock.work(1.0), "near": clock.work(1.1), "slow": clock.work(3.0)}
+    seconds = measure_rounds(calls, rounds=5, clock=clock, hopeless=1.2)
+    assert {name: len(values) for name, values in seconds.items()} == {"quick": 5, "near": 5, "slow": 2}
+    assert promising({"noisy": [1.0, 3.0], "other": [3.1]}, 1.2) == ["noisy", "other"]
 
 
-def test_nothing_passed_is_a_failure_with_every_reason() -> None:
-    with pytest.raises(Failure, match=r"no engine passes the gates.*\na: logits differ\nb: logits differ"):
-        choose([candidate("a", passed=False), candidate("b", passed=False)], {})
+def test_engines_are_proved_from_the_fastest_on_until_one_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builders.choose.prove_files", prove_all_but("onnxruntime int8"))
+    references = []
+    candidates = [candidate(0, 2.0, 2.2, 2.1), candidate(1, 1.0, 1.1, 1.2), candidate(2, 3.0), candidate(5, refusal="no texts")]
+    chosen, record = prove_fastest(candidates, lambda: references.append(1) or REFERENCE)  # type: ignore[func-returns-value]
+    assert (chosen.kind.title, record.title, len(references)) == ("onnxruntime fp32", "onnxruntime fp32", 2)
+    lines = table(candidates, texts=100).splitlines()
+    assert lines[2].startswith("| onnxruntime int8 | 11.00 (10.00 to 12.00) | 3 | 2.73x | fails: labels differ; logits differ")
+    assert lines[3] == "| onnxruntime fp32 | 21.00 (20.00 to 22.00) | 3 | 1.43x | passes: accuracy 75.00%, 1.00% other labels |"
+    assert lines[4] == "| openvino fp32 | 30.00 (30.00 to 30.00) | 1 | 1.00x | slower, not needed |"
+    assert lines[5] == "not written: torch fp32: no texts"
 
 
-def test_the_table_is_sorted_by_speed_and_ends_with_the_refused() -> None:
-    candidates = [candidate("slow"), candidate("wrong", passed=False), candidate("quick")]
-    lines = table(candidates, {"slow": [2.0, 2.2, 2.1], "quick": [1.0, 1.1, 1.2]}, texts=100).splitlines()
-    assert lines[2] == "| quick | 11.00 (10.00 to 12.00) | 75.00% | 1.00% |"
-    assert lines[3].startswith("| slow | 21.00")
-    assert lines[4] == "refused: wrong: logits differ"
+def test_nothing_passed_is_a_failure_with_every_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builders.choose.prove_files", prove_all_but("onnxruntime fp32"))
+    said = r"no engine passes the gates.*\nonnxruntime fp32: labels differ; logits differ\nonnxruntime int8: no texts"
+    with pytest.raises(Failure, match=said):
+        prove_fastest([candidate(0, 1.0), candidate(1, refusal="no texts")], lambda: REFERENCE)
 
 
-def test_a_kind_that_cannot_be_written_is_kept_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(folder: Path, kind: object, source: object, reference: object) -> EngineRecord:
-        assert folder.is_dir()
+def test_a_kind_that_cannot_be_written_is_kept_with_its_reason_and_said(tmp_path: Path, capsys: Any) -> None:
+    def refuse() -> Any:
         raise UsageError("no texts to calibrate on")
 
-    monkeypatch.setattr("builders.choose.write_cpu_engine", refuse)
-    reference = Reference([], [], np.empty((0, 2), np.float32), [])
-    (found,) = write_candidates(tmp_path, KINDS[:1], Source(None, lambda: None), reference)  # type: ignore[arg-type]
-    assert (found.title, found.record, found.refusal) == ("onnxruntime fp32", None, "no texts to calibrate on")
+    source = Source(random_bert(tiny_config()), refuse)
+    found = write_candidates(tmp_path, KINDS[:2], source)
+    assert [(one.kind.title, one.refusal) for one in found] == [
+        ("onnxruntime fp32", ""),
+        ("onnxruntime int8", "no texts to calibrate on"),
+    ]
+    assert (found[0].folder / "model.onnx").exists()
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "engine 1 of 2: onnxruntime fp32"
+    assert printed[1].startswith("  written in ")
+    assert printed[2:] == ["engine 2 of 2: onnxruntime int8", "  not written: no texts to calibrate on"]
+
+
+def test_nothing_written_is_a_failure_before_anything_is_timed_or_proved(tmp_path: Path) -> None:
+    def refuse() -> Any:
+        raise UsageError("no texts to calibrate on")
+
+    source, target = Source(random_bert(tiny_config()), refuse), tmp_path / "engine"
+    target.mkdir()
+    with pytest.raises(Failure, match=r"no engine passes the gates.*\nonnxruntime int8: no texts to calibrate on"):
+        write_fastest(target, KINDS[1:2], source, rows=[], reference=refuse)
+    assert list(tmp_path.iterdir()) == [target]

@@ -16,15 +16,15 @@ from builders.onnx_export import build_onnx
 from builders.parity import Int32, make_reference
 from builders.quantization_report import Setting, write_report
 from builders.quantize import (
-    by_operator,
     check_quantised,
     exclude_until_accurate,
     insert_qdq,
     make_judge,
-    operator_of,
     quantise_model,
+    widest_of_the_best,
 )
 from builders.ranges import observe_ranges, product_inputs
+from builders.sensitivity import by_operator, operator_of
 from contract.command import Failure, UsageError
 from contract.files import read_json
 from tests.tiny import random_bert, random_encoded, tiny_config
@@ -88,11 +88,14 @@ def test_exactly_the_named_products_are_int8(ranges: Any, names: list[str]) -> N
     assert max(int(np.abs(value.astype(int)).max()) for value in narrow) <= 64  # 7 bits: nothing saturates without VNNI
 
 
-def test_only_products_read_rounded_tensors(ranges: Any) -> None:
-    quantised = insert_qdq(GRAPH, ranges["min-max"], PRODUCTS)
+def test_what_is_not_int8_reads_the_exact_activations(ranges: Any) -> None:
+    """The residual stream, and the products of the same input that stay in fp32."""
+    quantised = insert_qdq(GRAPH, ranges["min-max"], PRODUCTS[:1])
     rounded = {node.output[0] for node in quantised.graph.node if node.op_type == "DequantizeLinear"}
-    readers = {node.op_type for node in quantised.graph.node if rounded & set(node.input)}
-    assert readers == {"MatMul"}
+    assert [node.name for node in quantised.graph.node if rounded & set(node.input)] == PRODUCTS[:1]
+    before = {node.name: list(node.input) for node in GRAPH.graph.node}
+    after = {node.name: list(node.input) for node in quantised.graph.node if node.name in before}
+    assert [name for name in before if before[name] != after[name]] == PRODUCTS[:1]
 
 
 def test_a_product_that_the_quantizer_left_out_is_a_failure() -> None:
@@ -108,6 +111,16 @@ def test_each_judgement_is_of_the_rows_and_the_whole_graph_is_near_fp32(ranges: 
     one = judge.judge(insert_qdq(GRAPH, ranges["min-max"], PRODUCTS[:1]), "one")
     assert 0 < one.error < whole.error < 0.1
     assert whole.accuracy is not None
+
+
+def test_of_percentiles_that_are_as_good_the_widest_is_taken() -> None:
+    def sweep(*errors: float) -> list[Setting]:
+        names = list(PERCENTILES)
+        return [Setting(name=name, error=error, flips=0.0, accuracy=None) for name, error in zip(names, errors, strict=True)]
+
+    assert widest_of_the_best(sweep(1.00, 1.04, 1.02, 1.05, 1.06)).name == "99.9999"
+    assert widest_of_the_best(sweep(0.9, 1.04, 1.02, 1.05, 1.06)).name == "99.9"
+    assert widest_of_the_best(sweep(1e-5, 2e-5, 3e-5, 4e-5, 9e-4)).name == "min-max"
 
 
 class Strict:
@@ -126,8 +139,8 @@ def test_the_most_sensitive_products_go_back_to_fp32_until_the_gate_holds(ranges
     sensitivity = {name: float(number) for number, name in enumerate(PRODUCTS)}
     judge: Any = Strict(len(PRODUCTS) - 2)
     graph, steps = exclude_until_accurate(GRAPH, ranges["min-max"], sensitivity, judge)
-    assert [step.name for step in steps] == ["all products", f"without {PRODUCTS[-1]}", f"without {PRODUCTS[-2]}"]
-    assert [step.passes for step in steps] == [False, False, True]
+    assert [step.name for step in steps] == [f"without {PRODUCTS[-1]}", f"without {PRODUCTS[-2]}"]
+    assert [step.passes for step in steps] == [False, True]
     check_quantised(graph, PRODUCTS[:-2])
 
 
@@ -151,9 +164,8 @@ def test_the_report_holds_all_that_was_tried_as_json_markdown_and_a_picture(
     checkpoint = load_checkpoint(merged)
     texts = [row["text"] for row in read_heldout(merged)]
     labels = [checkpoint.labels.index(row["label"]) for row in read_heldout(merged)]
-    _, report = quantise_model(
-        checkpoint.model, checkpoint.tokenizer, Calibration(texts[:9], texts[9:20], labels[9:20], "tests")
-    )
+    calibration = Calibration(texts[:9], texts[9:20], labels[9:20], "tests")
+    _, report = quantise_model(checkpoint.model, checkpoint.tokenizer, calibration, explain=True)
     write_report(tmp_path / "report", report)
     written = read_json(tmp_path / "report" / "quantization.json")
     assert [setting["name"] for setting in written["sweep"]] == list(PERCENTILES)
@@ -163,4 +175,23 @@ def test_the_report_holds_all_that_was_tried_as_json_markdown_and_a_picture(
     markdown = (tmp_path / "report" / "quantization.md").read_text(encoding="utf-8")
     assert "int8, calibrated on 9 texts of tests, judged on 11 of the validation part" in markdown
     assert "| min-max | " in markdown
+    assert "| most sensitive products | mean logit error |" in markdown
     assert (tmp_path / "report" / "quantization.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_sensitivities_are_measured_where_a_product_has_to_go_back_and_else_not(
+    merged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = load_checkpoint(merged)
+    texts = [row["text"] for row in read_heldout(merged)]
+    calibration = Calibration(texts[:9], texts[9:20], [], "tests")
+    _, quick = quantise_model(checkpoint.model, checkpoint.tokenizer, calibration)
+    assert [step.name for step in quick.steps] == ["all products"]
+    assert (quick.sensitivity, quick.operators) == ({}, {})
+    assert "most sensitive" not in quick.markdown()
+    products = 6 * checkpoint.model.config.num_hidden_layers
+    monkeypatch.setattr(builders.quantize.Judge, "judge", Strict(products - 1).judge)
+    graph, report = quantise_model(checkpoint.model, checkpoint.tokenizer, calibration)
+    most = max(report.sensitivity, key=report.sensitivity.__getitem__)
+    assert [(step.name, step.passes) for step in report.steps] == [("all products", False), (f"without {most}", True)]
+    check_quantised(graph, [name for name in report.sensitivity if name != most])

@@ -157,6 +157,20 @@ def engines_file() -> dict[str, Any]:
     }
 
 
+def int8_file() -> dict[str, Any]:
+    """int8.json: one release beside the first."""
+    int8 = {"accuracy": 0.774, "points": -0.1, "noise_points": 0.2, "lost": 60, "won": 55, "p_value": 0.7, "flips": 0.023}
+    return {
+        "date": "2026-01-02",
+        "machine": MACHINE,
+        "data": "made up",
+        "rows": 5000,
+        "mean_tokens": 149.2,
+        "first": {"engine": "onnxruntime fp32", "accuracy": 0.775},
+        "releases": {"openvino int8": int8 | {"flips_of_ties": 0.01, "mean_logit_error": 0.03, "passes": True}},
+    }
+
+
 def swap_file() -> dict[str, Any]:
     """chaos-swap.json."""
     return {
@@ -231,6 +245,7 @@ def make_measurements(folder: Path) -> Path:
     """A folder with a file of each kind that has no real one yet."""
     write_json(folder / "peers.json", peers_file())
     write_json(folder / "engines.json", engines_file())
+    write_json(folder / "int8.json", int8_file())
     write_json(folder / "load-steady.json", load_file("steady"))
     write_json(folder / "load-saturation.json", load_file("saturation", rate=90.0) | {"refusals": ["not steady"]})
     write_json(folder / "search-fifty.json", search_file())

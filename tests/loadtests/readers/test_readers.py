@@ -12,7 +12,7 @@ import pytest
 from contract.command import UsageError
 from contract.files import write_json
 from loadtests.page import cells_of
-from loadtests.readers import engines, flat, load, overload, peers, search, swap
+from loadtests.readers import engines, flat, load, overload, paired, peers, search, swap
 from loadtests.readers.markdown import markdown_table
 from loadtests.readers.registry import KINDS, kind_of, sections, tables_of
 from tests.loadtests import made
@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[3]
 MADE: dict[str, Callable[[], dict[str, Any]]] = {
     "peers.json": made.peers_file,
     "engines.json": made.engines_file,
+    "int8.json": made.int8_file,
     "load-steady.json": lambda: made.load_file("steady"),
     "search-fifty.json": made.search_file,
     "chaos-swap.json": made.swap_file,
@@ -142,6 +143,12 @@ def test_the_engines_tables_have_a_line_for_each_engine(tmp_path: Path) -> None:
     ]
 
 
+def test_the_precision_table_says_what_int8_costs(tmp_path: Path) -> None:
+    found = rows(paired.tables(written(tmp_path, "int8.json"))["all"])
+    assert found[1] == ["onnxruntime fp32", "77.50%", "-", "-", "-", "-", "-", "-"]
+    assert found[2] == ["openvino int8", "77.40%", "-0.10 (0.20)", "60 / 55", "0.7", "2.30%", "1.00%", "kept"]
+
+
 def test_an_engines_file_of_the_older_version_is_refused(tmp_path: Path) -> None:
     write_json(tmp_path / "engines.json", {"ms": {}})
     with pytest.raises(UsageError, match="an older version wrote it; make bench measures again"):
@@ -154,6 +161,7 @@ def test_a_wrong_type_anywhere_is_an_error_that_names_the_file(tmp_path: Path, n
     numbers = {"peers.json": '"peak_per_s": 30', "load-steady.json": '"error_rate": 0.0', "search-fifty.json": '"cores": 0.5'}
     numbers |= {
         "engines.json": '"speedup": 5.0',
+        "int8.json": '"flips": 0.023',
         "chaos-swap.json": '"mixed": 0',
         "overload.json": '"goodput_per_s": 10.0',
         "soak.json": '"pss_mb": 400.0',
@@ -184,7 +192,16 @@ def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
 def test_what_is_there_becomes_sections_and_the_rest_is_missing(tmp_path: Path) -> None:
     made.make_measurements(tmp_path)
     found, missing = sections(tmp_path)
-    assert [section.name for section in found] == ["Peers", "Engines", "Load", "Search", "Swap", "Overload", "Soak"]
+    assert [section.name for section in found] == [
+        "Peers",
+        "Engines",
+        "Precision",
+        "Load",
+        "Search",
+        "Swap",
+        "Overload",
+        "Soak",
+    ]
     assert {kind.pattern for kind in missing} | {"peers.json", "load-*.json", "search-*.json"} < {
         kind.pattern for kind in KINDS
     }
