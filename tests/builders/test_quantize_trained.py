@@ -154,7 +154,7 @@ def test_auto_does_not_quantise_again_after_a_failure(
 ) -> None:
     calls: list[Sequence[Any]] = []
 
-    def refuse(*arguments: Any) -> Any:
+    def refuse(*arguments: Any, **_: Any) -> Any:
         calls.append(arguments)
         raise error
 
