@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from builders.calibration import Calibration
 from builders.onnx_export import build_onnx
-from builders.parity import BOUNDS, Float32, TextBatch, text_batches
+from builders.parity import Float32, TextBatch, text_batches
 from builders.quantization_report import QuantizationReport, Setting, judge_logits
 from builders.ranges import observe_ranges, product_inputs
 from builders.sensitivity import measure_sensitivity
@@ -43,13 +43,7 @@ from contract.command import Failure, UsageError
 from contract.tensors import ATTENTION_MASK, INPUT_IDS, LOGITS
 from training.batches import Encoded, encode
 from training.bert import BertForSequenceClassification
-from training.ranges import PERCENTILES, Ranges
-
-AS_GOOD = 1.05
-"""A mean error of the logits this many times another one is as good as equal to it."""
-
-NOTHING = BOUNDS["int8"].tie / 50
-"""And so are all below this: on few texts, or of a small model, they tell nothing."""
+from training.ranges import PERCENTILES, Ranges, widest_of_the_best
 
 SENSITIVITY_ROWS = 64
 """Validation texts on which single products are compared: mean errors of logits need few."""
@@ -86,7 +80,8 @@ def quantise_model(
     judge = make_judge(graph, encode(tokenizer, calibration.validation, calibration.labels), padding)
     names = list(product_inputs(graph))
     sweep = [judge.judge(insert_qdq(graph, ranges[key], names), key) for key in tqdm(PERCENTILES, desc="percentiles")]
-    chosen = widest_of_the_best([setting for setting in sweep if setting.passes] or sweep)
+    passing = {setting.name: setting for setting in sweep if setting.passes} or {setting.name: setting for setting in sweep}
+    chosen = passing[widest_of_the_best({name: setting.error for name, setting in passing.items()})]
     best = ranges[chosen.name]
     quantised, steps = insert_qdq(graph, best, names), [dataclasses.replace(chosen, name="all products")]
     layers: dict[str, float] = {}
@@ -108,12 +103,6 @@ def quantise_model(
         steps=steps,
     )
     return quantised, report
-
-
-def widest_of_the_best(sweep: Sequence[Setting]) -> Setting:
-    """Of settings whose ranges widen, the last one whose error is as good as the least: texts yet to come reach further out."""
-    least = min(setting.error for setting in sweep)
-    return [setting for setting in sweep if setting.error <= max(AS_GOOD * least, NOTHING)][-1]
 
 
 def exclude_until_accurate(

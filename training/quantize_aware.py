@@ -44,7 +44,7 @@ from training.finetune import finetune
 from training.merge import certify_folder
 from training.options import Finetune
 from training.pretrained import load_model
-from training.ranges import Range
+from training.ranges import Range, widest_of_the_best
 from training.split import spread_rows
 from training.strategies import apply_strategy
 from training.tracking import TrackerName
@@ -262,7 +262,10 @@ def _read_task(options: QuantizeAware, merged: Checkpoint, run: Finetune, *, pro
 def _calibrate(
     model: BertForSequenceClassification, task: Task, fp32: Tensor, *, rows: int, progress: bool
 ) -> tuple[str, dict[str, Range]]:
-    """The percentile, and its ranges, whose int8 is nearest to `fp32` [R, C] on the validation part. `model` rounds then."""
+    """The percentile, and its ranges, whose int8 is nearest to `fp32` [R, C] on the validation part, or as good as that.
+
+    `model` rounds then.
+    """
     observed = observe_inputs(model, _some(task.train, range(min(rows, len(task.train.ids)))), progress=progress)
     numbers = spread_rows(range(len(task.validation.ids)), rows)
     judged, errors = _some(task.validation, numbers), {}
@@ -270,7 +273,7 @@ def _calibrate(
         fake_quantize(model, ranges)
         logits = compute_logits(model, judged, tokens_per_batch=CALIBRATION_TOKENS_PER_BATCH)
         errors[name] = (logits - fp32[numbers]).abs().mean().item()
-    best = min(errors, key=errors.__getitem__)
+    best = widest_of_the_best(errors)
     return best, observed[best]
 
 

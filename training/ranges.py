@@ -19,6 +19,11 @@ Ranges = Mapping[str, Range]
 PERCENTILES = {"99.9": 99.9, "99.99": 99.99, "99.999": 99.999, "99.9999": 99.9999, "min-max": 100.0}
 """Name -> share of the values, in percent, that lie inside the range; half of the rest is cut off at each end."""
 
+AS_GOOD = 1.05
+"""A mean error of the logits this many times another one is as good as equal to it."""
+NOTHING = 1e-3
+"""And so are all below this: on few texts, or of a small model, they tell nothing."""
+
 BINS = 16_384  # of a histogram; a percentile is exact to a bin
 
 
@@ -56,6 +61,12 @@ class RangeObserver:
             percentile: {name: _cut(self._counts[name], *self._extremes[name], percent) for name in self._extremes}
             for percentile, percent in PERCENTILES.items()
         }
+
+
+def widest_of_the_best(errors: Mapping[str, float]) -> str:
+    """Of names whose ranges widen, the last one whose error is as good as the least: texts yet to come reach further out."""
+    least = min(errors.values())
+    return [name for name, error in errors.items() if error <= max(AS_GOOD * least, NOTHING)][-1]
 
 
 def _cut(counts: npt.NDArray[np.int64], low: float, high: float, percent: float) -> Range:

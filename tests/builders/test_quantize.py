@@ -21,7 +21,6 @@ from builders.quantize import (
     insert_qdq,
     make_judge,
     quantise_model,
-    widest_of_the_best,
 )
 from builders.ranges import observe_ranges, product_inputs
 from builders.sensitivity import by_operator, operator_of
@@ -29,7 +28,7 @@ from contract.command import Failure, UsageError
 from contract.files import read_json
 from tests.tiny import random_bert, random_encoded, tiny_config
 from training.checkpoint import load_checkpoint, read_heldout
-from training.ranges import PERCENTILES
+from training.ranges import PERCENTILES, widest_of_the_best
 
 MODEL = random_bert(tiny_config(), seed=4, std=0.1)
 GRAPH = build_onnx(MODEL, joint_attention=False)
@@ -114,13 +113,12 @@ def test_each_judgement_is_of_the_rows_and_the_whole_graph_is_near_fp32(ranges: 
 
 
 def test_of_percentiles_that_are_as_good_the_widest_is_taken() -> None:
-    def sweep(*errors: float) -> list[Setting]:
-        names = list(PERCENTILES)
-        return [Setting(name=name, error=error, flips=0.0, accuracy=None) for name, error in zip(names, errors, strict=True)]
+    def widest(*errors: float) -> str:
+        return widest_of_the_best(dict(zip(PERCENTILES, errors, strict=True)))
 
-    assert widest_of_the_best(sweep(1.00, 1.04, 1.02, 1.05, 1.06)).name == "99.9999"
-    assert widest_of_the_best(sweep(0.9, 1.04, 1.02, 1.05, 1.06)).name == "99.9"
-    assert widest_of_the_best(sweep(1e-5, 2e-5, 3e-5, 4e-5, 9e-4)).name == "min-max"
+    assert widest(1.00, 1.04, 1.02, 1.05, 1.06) == "99.9999"
+    assert widest(0.9, 1.04, 1.02, 1.05, 1.06) == "99.9"
+    assert widest(1e-5, 2e-5, 3e-5, 4e-5, 9e-4) == "min-max"
 
 
 class Strict:
