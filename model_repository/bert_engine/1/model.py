@@ -47,8 +47,8 @@ def open_engine(folder: Path, threads: int = 0) -> tuple[Engine, dict[str, Any]]
 def align_lengths(engine: Engine, step: int, positions: int) -> Engine:
     """`engine` on lengths that are multiples of `step`, or all `positions`, for a runtime that keeps kernels for each shape.
 
-    Kernels work in such steps anyway: what is filled up costs them no time, and is not counted as padding. Rows without a token,
-    which no client may send, stay as they are: their logits depend on the length.
+    Kernels work in such steps anyway: what is filled up costs them no time, and is not counted as padding. A row without a
+    token, which no client may send, keeps its length: its logits depend on it.
     """
 
     def aligned(ids: Int32, mask: Int32, *beside: Any) -> Float32:
