@@ -136,6 +136,11 @@ def decode_texts(raw: npt.NDArray[np.object_], max_bytes: int) -> list[str]:
     return texts
 
 
+def padded_length(longest: int, buckets: list[int], max_length: int) -> int:
+    """The smallest bucket that holds `longest` tokens; never beyond what the model reads."""
+    return min(next((bucket for bucket in buckets if bucket >= longest), longest), max_length)
+
+
 def head_of(text: str, characters: int) -> str:
     """The text up to the last space among its first `characters`; all of it where it is shorter, or has no space there."""
     end = text.rfind(" ", 0, characters) if len(text) > characters else 0
@@ -155,11 +160,6 @@ def encode_texts(tokenizer: Tokenizer, texts: list[str], max_length: int) -> lis
         if len(head) < len(text) and not encodings[number].overflowing:
             (encodings[number],) = tokenizer.encode_batch_fast([text])
     return encodings
-
-
-def padded_length(longest: int, buckets: list[int], max_length: int) -> int:
-    """The smallest bucket that holds `longest` tokens; never beyond what the model reads."""
-    return min(next((bucket for bucket in buckets if bucket >= longest), longest), max_length)
 
 
 def to_arrays(
