@@ -67,6 +67,7 @@ def test_a_written_engine_says_what_it_is_and_was_proved(tmp_path: Path, name: s
     settings = read_json(tmp_path / "engine.json")
     limits = (MODEL.config.vocab_size, MODEL.config.max_position_embeddings)
     assert (settings["kind"], settings["precision"], settings["vocab_size"], settings["positions"]) == (name, "fp32", *limits)
+    assert settings.get("length_step") == (8 if name == "openvino" else None)
 
 
 @pytest.mark.skipif(not has_bf16(cpu_flags()), reason="this processor does not compute bf16")

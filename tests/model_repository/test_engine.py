@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 import os
 import random
 from pathlib import Path
@@ -173,6 +174,10 @@ def test_a_row_longer_than_the_token_limit_gets_a_group_of_its_own(module: Any) 
     assert module.group_rows([5000, 4999]) == [[1], [0]]
 
 
+def test_a_row_alone_is_a_group(module: Any) -> None:
+    assert module.group_rows([300]) == [[0]]
+
+
 def test_no_rows_make_no_groups(module: Any) -> None:
     assert module.group_rows([]) == []
 
@@ -218,6 +223,43 @@ def test_logits_are_the_checkpoints_for_mixed_lengths_and_any_order(
     requests = [padded(lengths, extra=seed * number % 3, seed=seed) for number, lengths in enumerate(order)]
     for (ids, mask), response in zip(requests, ask(model, requests), strict=True):
         np.testing.assert_allclose(logits_of(response), expected(checkpoint, ids, mask), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("length", "columns"), [(1, 8), (7, 8), (8, 8), (9, 16), (17, 20), (20, 20)])
+def test_lengths_are_filled_up_to_the_step_but_never_beyond_what_the_model_reads(
+    module: Any, length: int, columns: int
+) -> None:
+    seen: list[tuple[Array, Array]] = []
+
+    def engine(ids: Array, mask: Array) -> Array:
+        seen.append((ids, mask))
+        return np.zeros((len(ids), 2), np.float32)
+
+    ids, mask = padded([length, 1])
+    module.align_lengths(engine, 8, 20)(ids, mask)
+    for given, filled in zip((ids, mask), seen[0], strict=True):
+        assert filled.shape == (2, columns)
+        assert filled.dtype == np.int32
+        assert (filled[:, :length] == given).all()
+        assert not filled[:, length:].any()
+
+
+def test_a_row_without_a_token_keeps_its_length(module: Any) -> None:
+    shape = module.align_lengths(lambda ids, mask: np.array(ids.shape), 8, 20)
+    ids = np.ones((2, 5), np.int32)
+    assert shape(ids, np.array([[1, 1, 1, 1, 1], [0, 0, 0, 0, 0]], np.int32)).tolist() == [2, 5]
+    assert shape(ids, np.array([[1, 1, 1, 1, 1], [1, 0, 0, 0, 0]], np.int32)).tolist() == [2, 8]
+
+
+def test_filling_up_changes_no_logits(module: Any, tmp_path: Path, checkpoint: BertForSequenceClassification) -> None:
+    folder = version_folder(tmp_path, checkpoint, "openvino", "fp32")
+    aligned = module.open_engine(folder / "1")[0]
+    settings = json.loads((folder / "1" / "engine.json").read_text())
+    (folder / "1" / "engine.json").write_text(json.dumps(settings | {"length_step": 1}))
+    exact = module.open_engine(folder / "1")[0]
+    for length in (1, 7, 8, 13, CONFIG.max_position_embeddings):
+        given = padded([length, 1])
+        np.testing.assert_allclose(aligned(*given), exact(*given), atol=1e-6, rtol=0)
 
 
 def test_extra_padding_changes_nothing(model: Any) -> None:

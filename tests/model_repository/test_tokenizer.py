@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -159,6 +160,73 @@ def test_the_ids_are_those_of_training(model: Any, tokenizer: Tokenizer, name: s
     (response,) = ask(model, (text, "the old tree"))
     assert ids_of(response) == expected.ids
     assert response.arrays["truncated"].tolist() == [[flag] for flag in expected.truncated]
+
+
+HEAD = 6 * MAX_LENGTH  # characters
+
+
+def random_text(generator: random.Random) -> str:
+    """Words, strange characters and spaces of all kinds, some of it far beyond the head, some without a space in it."""
+    parts = [
+        "cat",
+        "tree",
+        "unaffable",
+        "x" * 120,
+        "[SEP]",
+        "猫",
+        "\u0301",
+        "é",
+        "\u00a0",
+        "\t",
+        "\n",
+        ",",
+        "\0",
+        "\u200b",
+        " ",
+        "  ",
+    ]
+    between = generator.choice(["", " ", " ", "\n", " \u0301"])
+    return "a" + between.join(generator.choices(parts, k=generator.randint(1, 120)))
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("seed", range(8))
+def test_of_a_long_text_the_head_gives_the_tokens_of_the_whole(module: Any, tokenizer: Tokenizer, seed: int, side: str) -> None:
+    reading = Tokenizer.from_str(tokenizer.to_str())
+    reading.enable_truncation(MAX_LENGTH, direction=side)
+    generator = random.Random(seed)
+    texts = [random_text(generator) for _ in range(150)]
+    for text, found in zip(texts, module.encode_texts(reading, texts, MAX_LENGTH), strict=True):
+        whole = reading.encode(text)
+        assert (found.ids, bool(found.overflowing)) == (whole.ids, bool(whole.overflowing)), repr(text)
+
+
+class Recording:
+    """A tokenizer that notes what it was given."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer, self.truncation = tokenizer, tokenizer.truncation
+        self.calls: list[list[int]] = []
+
+    def encode_batch_fast(self, texts: list[str]) -> Any:
+        self.calls.append([len(text) for text in texts])
+        return self._tokenizer.encode_batch_fast(texts)
+
+
+def test_a_long_text_is_read_as_far_as_the_model_reads(module: Any, tokenizer: Tokenizer) -> None:
+    recording = Recording(tokenizer)
+    few = "tree" + " " * HEAD + "cat"  # too few tokens within the head
+    found = module.encode_texts(recording, ["cat", "cat " * 20_000, few], MAX_LENGTH)
+    assert recording.calls == [[3, HEAD - 1, HEAD - 1], [len(few)]]
+    assert [encoding.ids for encoding in found] == [tokenizer.encode(text).ids for text in ("cat", "cat " * 20_000, few)]
+
+
+def test_a_head_ends_at_a_space_and_without_one_the_text_is_whole(module: Any) -> None:
+    assert module.head_of("one two three", 7) == "one"
+    assert module.head_of("one two three", 8) == "one two"
+    assert module.head_of("one two three", 13) == "one two three"
+    assert module.head_of("onetwothree", 5) == "onetwothree"
+    assert module.head_of(" onetwothree", 5) == " onetwothree"
 
 
 @pytest.mark.parametrize(("count", "cut"), [(MAX_LENGTH - 3, False), (MAX_LENGTH - 2, False), (MAX_LENGTH - 1, True)])

@@ -40,7 +40,27 @@ def open_engine(folder: Path, threads: int = 0) -> tuple[Engine, dict[str, Any]]
     """The engine of a version folder and its `engine.json`; 0 threads are those of engine.json, there 0 means every core."""
     settings: dict[str, Any] = json.loads((folder / "engine.json").read_text(encoding="utf-8"))
     opener = {"onnxruntime": open_onnxruntime, "openvino": open_openvino, "torch": open_torch}[settings["kind"]]
-    return opener(folder, settings, threads or settings["threads"] or len(os.sched_getaffinity(0))), settings
+    engine = opener(folder, settings, threads or settings["threads"] or len(os.sched_getaffinity(0)))
+    return align_lengths(engine, settings.get("length_step", 1), settings["positions"]), settings
+
+
+def align_lengths(engine: Engine, step: int, positions: int) -> Engine:
+    """`engine` on lengths that are multiples of `step`, or all `positions`, for a runtime that keeps kernels for each shape.
+
+    Kernels work in such steps anyway: what is filled up costs them no time, and is not counted as padding. A row without a
+    token, which no client may send, keeps its length: its logits depend on it.
+    """
+
+    def aligned(ids: Int32, mask: Int32, *beside: Any) -> Float32:
+        rows, length = ids.shape
+        columns = min(-(-length // step) * step, positions)
+        if columns > length and mask[:, 0].all():
+            filled = np.zeros((2, rows, columns), dtype=np.int32)
+            filled[0, :, :length], filled[1, :, :length] = ids, mask
+            ids, mask = filled
+        return engine(ids, mask, *beside)
+
+    return aligned if step > 1 else engine
 
 
 def open_onnxruntime(folder: Path, settings: dict[str, Any], threads: int) -> Engine:
@@ -95,6 +115,8 @@ def group_rows(lengths: list[int]) -> list[list[int]]:
 
     A group computes rows x longest tokens, at most `MAX_TOKENS` unless it is one row.
     """
+    if len(lengths) < 2:
+        return [[0]][: len(lengths)]
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     least = np.zeros(len(order) + 1)  # cost of the first so many rows
     begin = np.zeros(len(order) + 1, dtype=int)  # of the group that ends there
@@ -124,7 +146,7 @@ def pack_group(rows: list[Int32], length: int) -> tuple[Int32, Int32]:
 def strip_padding(ids: Int32, mask: Int32) -> list[Int32]:
     """[B, T] -> B rows without their padding. Raises ValueError for a mask that is not ones followed by zeros, at least one."""
     lengths = mask.sum(axis=1)
-    if ids.shape != mask.shape or (lengths < 1).any() or not np.array_equal(mask, np.arange(mask.shape[1]) < lengths[:, None]):
+    if ids.shape != mask.shape or lengths.min() < 1 or (mask != (np.arange(mask.shape[1]) < lengths[:, None])).any():
         raise ValueError("attention_mask must have the shape of input_ids and, in each row, ones and then zeros")
     return [row[:length] for row, length in zip(ids, lengths, strict=True)]
 
@@ -132,7 +154,7 @@ def strip_padding(ids: Int32, mask: Int32) -> list[Int32]:
 def check_rows(rows: list[Int32], vocabulary: int, positions: int) -> None:
     """Raise ValueError for what the model cannot read: OpenVINO would compute something from it."""
     for row in rows:
-        if len(row) > positions or row.min() < 0 or row.max() >= vocabulary:
+        if len(row) > positions or row.view(np.uint32).max() >= vocabulary:  # a negative one is a large one there
             raise ValueError(
                 f"{len(row)} tokens with ids {row.min()} to {row.max()}: out of range; "
                 f"this model reads 1 to {positions} tokens with ids 0 to {vocabulary - 1}"
@@ -203,7 +225,8 @@ class TritonPythonModel:
 
     def count(self, **amounts: float) -> None:
         """Add to the counts, `rows=3` to bert_engine_rows_total, and to the progress that the tokenizer reads."""
-        self.progress[1:3] += amounts.get("tokens", 0), amounts.get("seconds", 0)
+        self.progress[1] += amounts.get("tokens", 0)
+        self.progress[2] += amounts.get("seconds", 0)
         for name, amount in amounts.items():
             self.pending[name] = self.pending.get(name, 0) + amount
 
