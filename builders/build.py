@@ -12,6 +12,7 @@ Publish it with `python -m serving.releases publish`.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 import shutil
@@ -42,7 +43,6 @@ from builders.tensorrt_release import write_engine as write_tensorrt_engine
 from contract.command import UsageError, run_command
 from contract.files import read_json, sha256_of
 from contract.release import Manifest
-from training.batches import encode
 from training.checkpoint import CERTIFICATE_FILE, Checkpoint, heldout_rows, load_checkpoint
 from training.pretrained import WEIGHTS_FILE
 
@@ -122,10 +122,10 @@ def check_certified(folder: Path) -> str:
 
 def check_served(checkpoint: Checkpoint) -> None:
     """Raise `UsageError` for a checkpoint that the served pipeline cannot feed."""
-    if checkpoint.model.config.num_features:
+    if len(checkpoint.feature_names) != checkpoint.model.config.num_features:
         raise UsageError(
-            f"{checkpoint.folder} reads numbers beside the text, and the served pipeline takes text alone; "
-            "build a checkpoint that was trained without --tabular"
+            f"{checkpoint.folder} reads {checkpoint.model.config.num_features} numbers beside the text, its run.json names "
+            f"{len(checkpoint.feature_names)}; train it again"
         )
     positions = checkpoint.model.config.max_position_embeddings
     if checkpoint.max_length > positions:
@@ -134,16 +134,15 @@ def check_served(checkpoint: Checkpoint) -> None:
         )
 
 
-def read_reference(checkpoint: Checkpoint, limit: int) -> tuple[Reference, list[str]]:
-    """The checkpoint's answers on the first `limit` held-out rows, and their texts. Raises `UsageError` for unknown labels."""
+def read_reference(checkpoint: Checkpoint, limit: int) -> tuple[Reference, list[dict[str, Any]]]:
+    """The checkpoint's answers on the first `limit` held-out rows, and these. Raises `UsageError` for unknown labels."""
     rows = heldout_rows(checkpoint.folder, limit)
     classes = {label: number for number, label in enumerate(checkpoint.labels)}
     unknown = sorted({row["label"] for row in rows} - set(classes))
     if unknown:
         raise UsageError(f"{checkpoint.folder / 'heldout.jsonl'} has the label {unknown[0]!r}, which the model does not know")
-    texts = [row["text"] for row in rows]
-    encoded = encode(checkpoint.tokenizer, texts, [classes[row["label"]] for row in rows])
-    return make_reference(checkpoint.model, encoded), texts
+    encoded = dataclasses.replace(checkpoint.encode(rows), labels=[classes[row["label"]] for row in rows])
+    return make_reference(checkpoint.model, encoded), rows
 
 
 def source_of(options: Build, checkpoint: Checkpoint) -> Source:
@@ -176,9 +175,9 @@ def engine_writer(options: Build, checkpoint: Checkpoint, reference: Callable[[]
     def write_fastest(folder: Path) -> EngineRecord:
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".candidates-") as scratch:
             candidates = write_candidates(Path(scratch), kinds, source, reference())
-            rows = [ids[row, : mask[row].sum()] for _, ids, mask in reference().batches for row in range(len(ids))]
+            rows = [ids[row, : mask[row].sum()] for _, (ids, mask, *_) in reference().batches for row in range(len(ids))]
             timed = [rows[number] for number in np.random.default_rng(0).permutation(len(rows))[:TIMED_TEXTS]]
-            seconds = time_candidates(candidates, timed)
+            seconds = time_candidates(candidates, timed, features=checkpoint.model.config.num_features)
             print(table(candidates, seconds, texts=2 * len(timed)))
             chosen, record = choose(candidates, seconds)
             shutil.copytree(chosen.folder, folder, dirs_exist_ok=True)
@@ -211,6 +210,7 @@ def build(options: Build) -> None:
         write_engine=engine_writer(options, checkpoint, lambda: probed()[0]),
         make_probes=lambda parity: make_probes(checkpoint, probed()[1], parity),
         max_length=checkpoint.max_length,
+        features=checkpoint.feature_names,
         checkpoint_sha256=digest,
         versions={name: version(name) for name in ("torch", "onnx", "onnxruntime", "tokenizers")},
     )

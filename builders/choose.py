@@ -45,11 +45,11 @@ def write_candidates(folder: Path, kinds: Sequence[EngineKind], source: Source, 
     return found
 
 
-def time_candidates(candidates: Sequence[Candidate], rows: Sequence[Int32]) -> dict[str, list[float]]:
-    """Seconds a round of each that passed, for all `rows` one by one and again in batches."""
+def time_candidates(candidates: Sequence[Candidate], rows: Sequence[Int32], *, features: int = 0) -> dict[str, list[float]]:
+    """Seconds a round of each that passed, for all `rows` one by one and again in batches; `features` are read beside each."""
 
     def call_of(candidate: Candidate) -> Callable[[], None]:
-        run = row_runner(open_served(candidate.folder))
+        run = row_runner(open_served(candidate.folder), features=features)
         return lambda: answer_all(run, rows)
 
     return measure_rounds({candidate.title: call_of(candidate) for candidate in candidates if candidate.record}, rounds=ROUNDS)

@@ -33,12 +33,12 @@ from tqdm import tqdm
 from builders.accuracy import compare_accuracy
 from builders.calibration import Calibration
 from builders.onnx_export import build_onnx
-from builders.parity import BOUNDS, Float32, TextBatch, margins, text_batches
+from builders.parity import BOUNDS, Float32, TextBatch, feed_of, margins, text_batches
 from builders.quantization_report import QuantizationReport, Setting
 from builders.ranges import PERCENTILES, Ranges, observe_ranges, product_inputs
 from contract.command import Failure, UsageError
-from contract.tensors import ATTENTION_MASK, INPUT_IDS, LOGITS
-from training.batches import Encoded, encode
+from contract.tensors import LOGITS
+from training.batches import Encoded
 from training.bert import BertForSequenceClassification
 
 SENSITIVITY_ROWS = 64
@@ -78,10 +78,10 @@ def quantise_model(
         raise UsageError("int8 is calibrated on texts, and there are none; pass some by --calibration-texts FILE")
     graph = build_onnx(model, joint_attention=False)
     padding = model.config.pad_token_id
-    observed = text_batches(encode(tokenizer, calibration.texts, []), padding)
-    ranges = observe_ranges(graph, [(ids, mask) for _, ids, mask in observed])
-    judge = make_judge(graph, encode(tokenizer, calibration.validation, calibration.labels), padding)
-    small = make_judge(graph, encode(tokenizer, calibration.validation[:SENSITIVITY_ROWS], []), padding)
+    observed = text_batches(calibration.encode(tokenizer), padding)
+    ranges = observe_ranges(graph, [inputs for _, inputs in observed])
+    judge = make_judge(graph, calibration.encode_validation(tokenizer), padding)
+    small = make_judge(graph, calibration.encode_validation(tokenizer, SENSITIVITY_ROWS), padding)
     names = list(product_inputs(graph))
     sweep = [judge.judge(insert_qdq(graph, ranges[key], names), key) for key in tqdm(PERCENTILES, desc="percentiles")]
     best = ranges[min(sweep, key=lambda setting: setting.error).name]
@@ -169,8 +169,8 @@ def run_graph(graph: onnx.ModelProto, batches: Sequence[TextBatch], shape: Any) 
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
     logits: npt.NDArray[np.float32] = np.empty(shape, np.float32)
-    for rows, ids, mask in batches:
-        logits[rows] = session.run([LOGITS], {INPUT_IDS: ids, ATTENTION_MASK: mask})[0]
+    for rows, inputs in batches:
+        logits[rows] = session.run([LOGITS], feed_of(inputs))[0]
     return logits
 
 

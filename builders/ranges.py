@@ -11,9 +11,8 @@ import onnxruntime
 from onnx import TensorProto, helper
 from tqdm import tqdm
 
-from contract.tensors import ATTENTION_MASK, INPUT_IDS
+from builders.parity import Inputs, feed_of
 
-Int32 = npt.NDArray[np.int32]
 Ranges = Mapping[str, tuple[float, float]]
 """Tensor name -> (least, greatest) value that int8 represents."""
 
@@ -29,8 +28,8 @@ def product_inputs(graph: onnx.ModelProto) -> dict[str, str]:
     return {node.name: node.input[0] for node in graph.graph.node if node.op_type == "MatMul" and node.input[1] in constants}
 
 
-def observe_ranges(graph: onnx.ModelProto, batches: Sequence[tuple[Int32, Int32]]) -> dict[str, Ranges]:
-    """Ranges of every product's input by the name of the percentile, over all tokens of `batches` (ids, mask) but padding.
+def observe_ranges(graph: onnx.ModelProto, batches: Sequence[Inputs]) -> dict[str, Ranges]:
+    """Ranges of every product's input by the name of the percentile, over all tokens of `batches` but padding.
 
     Two passes, for extremes and then for histograms between them, so that no activation has to be kept.
     """
@@ -40,8 +39,9 @@ def observe_ranges(graph: onnx.ModelProto, batches: Sequence[tuple[Int32, Int32]
     high = dict.fromkeys(tensors, -np.inf)
     counts = {tensor: np.zeros(BINS, np.int64) for tensor in tensors}
     for histogram in (False, True):
-        for ids, mask in tqdm(batches, desc="histograms" if histogram else "extremes", unit="batches", mininterval=0.5):
-            for tensor, value in zip(tensors, session.run(tensors, {INPUT_IDS: ids, ATTENTION_MASK: mask}), strict=True):
+        for inputs in tqdm(batches, desc="histograms" if histogram else "extremes", unit="batches", mininterval=0.5):
+            mask = inputs[1]
+            for tensor, value in zip(tensors, session.run(tensors, feed_of(inputs)), strict=True):
                 real = value[mask == 1] if value.shape[1] == mask.shape[1] else value  # or of the first tokens alone
                 if histogram:
                     counts[tensor] += np.histogram(real, bins=BINS, range=(low[tensor], high[tensor]))[0]

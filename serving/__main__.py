@@ -127,6 +127,7 @@ def serve(options: Serve) -> None:
         pid=os.getpid(),
         **{f"{name}_url": f"{options.address}:{port}" for name, port in ports.items()},
         control_token=secrets.token_hex(16),
+        features=repository.features(),
     )
     stop_on_signals()
     log = options.log or options.repository.with_name(options.repository.name + ".log")

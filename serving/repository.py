@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from contract.command import Failure, UsageError
 from contract.files import read_json, sha256_of, write_bytes
 from contract.probes import PROBES_FILE, Probes, read_probes
 from contract.release import LABELS_FILE, MANIFEST_FILE, RELEASE_FILE
-from contract.tensors import CANDIDATE, CLASSIFIER, ENSEMBLES, LOGITS, STEPS, TOKENIZER
+from contract.tensors import CANDIDATE, CLASSIFIER, ENGINE, ENSEMBLES, LOGITS, STEPS, TOKENIZER
+from serving.features import take_features, taken_features
 
 DEFAULT_REPOSITORY = Path("build/model_repository")
 
@@ -97,6 +99,15 @@ class Repository:
         config = self._read(named if named.is_file() else self.path / step / _CONFIG)
         values: dict[str, Any] = json_format.MessageToDict(config, preserving_proto_field_name=True)
         return values if config.backend == "python" else {}
+
+    def features(self) -> int:
+        """How many numbers every release of this repository reads beside each text."""
+        return taken_features(self._read(self.path / ENGINE / _CONFIG))
+
+    def take_features(self, count: int) -> None:
+        """Make the models take so many, at their next load, for every kind of hardware; only before the first release."""
+        for path in self.configs() if count else ():
+            self._edit(path, partial(take_features, count=count))
 
     def next_version(self, wanted: int | None = None) -> int:
         """The number of the next version: above every other. Raises `UsageError` for a `wanted` one that is not."""
