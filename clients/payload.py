@@ -105,7 +105,7 @@ def _number(value: Any, name: str) -> float:
     try:
         if not isinstance(value, str | bytes | bool):
             with np.errstate(over="ignore"):
-                return float(np.float32(value))
+                return float(np.float32(float(value)))
     except (TypeError, ValueError, OverflowError):
         pass
     raise BadRequest(f"{name} is {value!r}; a finite number is needed")

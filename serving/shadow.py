@@ -1,7 +1,8 @@
 """Live traffic replayed on both releases: a file of requests that grows while it is read.
 
 Triton cannot mirror requests, so they come from where they pass anyway: whatever stands before the server, or its clients, adds
-one text a line (or a JSON object with "text" and perhaps "key" and "features") to a file. No caller waits for a shadow or sees its answer.
+one text a line (or a JSON object with "text" and perhaps "key" and "features") to a file. No caller waits for a shadow or sees
+its answer.
 """
 
 from __future__ import annotations
