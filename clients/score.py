@@ -18,7 +18,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import aclosing, closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -144,7 +144,6 @@ def score(options: Score) -> Summary:
     table = open_table(options.input)
     try:
         kept = _kept_columns(options, table)
-        options = replace(options, feature_columns=_feature_columns(options, table))
         with parts_of(options.output, _manifest(options, kept), resume=options.resume) as parts:
             return _Run(options, table, kept, parts).finish()
     except ClassifierError as error:
@@ -197,8 +196,8 @@ def _manifest(options: Score, kept: list[str]) -> dict[str, Any]:
     status = options.input.stat()
     names = ("text_column", "model", "prefix", "part_rows")
     found = {"input": options.input.name, "input_bytes": status.st_size, "input_mtime_ns": status.st_mtime_ns, "columns": kept}
-    beside = {"feature_columns": list(options.feature_columns)} if options.feature_columns else {}
-    return found | beside | {name: getattr(options, name) for name in names}
+    given = {"feature_columns": list(options.feature_columns)} if options.feature_columns else {}
+    return found | given | {name: getattr(options, name) for name in names}
 
 
 class _Run:
@@ -209,10 +208,17 @@ class _Run:
         parquet = options.output.suffix == ".parquet"
         self.schema = output_schema(table, kept, _new_columns(options)) if parquet else None
         self.summary, self.started = Summary(), time.perf_counter()
+        self.beside: tuple[str, ...] = ()
 
     def finish(self) -> Summary:
         """Score what is missing, join all parts, remove them."""
-        columns = list(dict.fromkeys([*self.kept, self.options.text_column, *(self.options.feature_columns or ())]))
+        try:
+            self.beside = _feature_columns(self.options, self.table)
+        except UsageError:
+            if not self.parts.done:
+                self.parts.remove()
+            raise
+        columns = list(dict.fromkeys([*self.kept, self.options.text_column, *self.beside]))
         chunks = islice(self.table.read(columns, self.options.part_rows), self.parts.done, None)
         with tqdm(total=self.table.size, unit=self.table.unit, unit_scale=True, desc="score", delay=2) as bar:
             if self.options.ray is None:
@@ -228,8 +234,7 @@ class _Run:
         options = self.options
         async with connect_async(**options.connection()) as classifier:
             scorer = Scorer(classifier, batch=options.batch, in_flight=options.in_flight)
-            beside = options.feature_columns or ()
-            scored = in_order(chunks, scorer, lambda chunk: prepare(chunk, options.text_column, beside))
+            scored = in_order(chunks, scorer, lambda chunk: prepare(chunk, options.text_column, self.beside))
             async with aclosing(scored):
                 async for chunk, results in scored:
                     self._take(chunk, results, bar)
@@ -246,7 +251,7 @@ class _Run:
             skip_parts=self.parts.done,
             connection=options.connection(),
             actors=options.ray_actors,
-            feature_columns=options.feature_columns or (),
+            feature_columns=self.beside,
             **shared,
         )
         with closing(results_from_ray(str(options.ray), job)) as results:

@@ -142,8 +142,7 @@ def wait_for_answer(server: ServerProcess, state: ServerState, timeout_s: float)
     deadline = time.monotonic() + timeout_s
     while True:
         server.check_alive()
-        left_s = max(deadline - time.monotonic(), POLL_S)
-        answer = infer(state.http_url, CLASSIFIER, None, left_s, features=state.features)
+        answer = infer(state.http_url, CLASSIFIER, None, max(deadline - time.monotonic(), POLL_S), features=state.features)
         if answer.status == OK:
             (release,) = [output["data"][0] for output in json.loads(answer.body)["outputs"] if output["name"] == RELEASE]
             return str(release)

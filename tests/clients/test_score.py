@@ -66,8 +66,8 @@ def test_requests_are_full_and_no_text_is_sent_twice(serve: Serve, tmp_path: Pat
     write_csv(tmp_path / "in.csv", [[str(number), f"text {number}"] for number in range(1000)])
     transport = serve()
     score(options_of(tmp_path, part_rows=256, batch=64))
-    assert sorted(map(len, transport.inner.requests)) == [40] + [64] * 15
-    assert len({text for request in transport.inner.requests for text in request}) == 1000
+    assert sorted(map(len, transport.inner.requests)) == [1, 40] + [64] * 15  # one asks which features are read
+    assert len({text for request in transport.inner.requests for text in request}) == 1 + 1000
 
 
 def test_every_kind_of_bad_row_gets_its_own_error_and_the_others_their_labels(serve: Serve, tmp_path: Path) -> None:
