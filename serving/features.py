@@ -18,7 +18,16 @@ _CHECKED = "checked_features"  # in the ensembles: what the tokenizer step lets 
 
 
 def take_features(config: Any, count: int) -> None:
-    """Change a model's config in place so that it takes `count` features beside each text."""
+    """Change a model's config in place so that it takes `count` features beside each text, whatever it took before."""
+    for step in config.ensemble_scheduling.step:
+        for names in (step.input_map, step.output_map):
+            names.pop(FEATURES, None)
+    for tensors in (config.input, config.output):
+        kept = [tensor for tensor in tensors if tensor.name != FEATURES]
+        del tensors[:]
+        tensors.extend(kept)
+    if count == 0:
+        return
     if config.name in {TOKENIZER, *ENSEMBLES}:
         _add(config.input, -1).optional = True
     if config.name == TOKENIZER:

@@ -73,7 +73,7 @@ def _check_new(manifest: Manifest, repository: Repository, *, stage: bool) -> No
     if stage and repository.pinned() is None:
         raise UsageError("nothing serves yet, so there is nothing to stage a candidate beside; publish without --stage")
     if (serving := repository.pinned()) is not None:
-        check_same_features(manifest.features, repository.manifest(serving).get("features", []), manifest.release)
+        check_same_features(manifest.features, repository.feature_names(serving), manifest.release)
     for role, version in (("serves", repository.pinned()), ("is the candidate", repository.candidate())):
         if version is not None and repository.release(version) == manifest.release:
             raise UsageError(f"{manifest.release} is published already, as version {version}, which {role}")

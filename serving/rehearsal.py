@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def run_rehearsal(
     configs: dict[str, dict[str, Any]],
     texts: list[str],
     packages: list[str],
-    features: list[list[float]] = [],  # noqa: B006 - read alone
+    features: Sequence[list[float]] = (),
     niceness: int = NICENESS,
     timeout_s: float = TIMEOUT_S,
 ) -> Rehearsal:

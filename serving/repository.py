@@ -70,6 +70,10 @@ class Repository:
         """The id of the release that is published as `version`."""
         return str(read_json(self.folder(version) / RELEASE_FILE)["release"])
 
+    def feature_names(self, version: int) -> list[str]:
+        """Names of the numbers that the release published as `version` reads beside each text."""
+        return [str(name) for name in read_json(self.folder(version) / RELEASE_FILE).get("features", [])]
+
     def folder(self, version: int) -> Path:
         """Where the tokenizer of `version` lies, with the release's manifest and probes beside it."""
         return self.path / TOKENIZER / str(version)
@@ -106,7 +110,7 @@ class Repository:
 
     def take_features(self, count: int) -> None:
         """Make the models take so many, at their next load, for every kind of hardware; only before the first release."""
-        for path in self.configs() if count else ():
+        for path in self.configs():
             self._edit(path, partial(take_features, count=count))
 
     def next_version(self, wanted: int | None = None) -> int:

@@ -227,8 +227,8 @@ def test_int8_without_its_training_texts_is_refused_and_nothing_written(copied: 
 def test_auto_takes_the_fastest_that_passes_and_prints_the_table(
     merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    def timed(candidates: Sequence[Candidate], rows: Sequence[Any]) -> dict[str, list[float]]:
-        assert len(rows) == 32
+    def timed(candidates: Sequence[Candidate], rows: Sequence[Any], *, features: int) -> dict[str, list[float]]:
+        assert (len(rows), features) == (32, 0)
         return {candidate.title: [1.0 if candidate.title.startswith("openvino") else 2.0] for candidate in candidates}
 
     kinds = [kind for kind in KINDS if kind.engine != "torch"]

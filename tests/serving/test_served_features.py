@@ -225,6 +225,19 @@ def test_a_first_release_that_fails_leaves_the_configs_as_they_were(tabular_rele
     assert (repository.configs(), repository.versions(), repository.features()) == (before, [], 0)
 
 
+def test_what_a_killed_publisher_did_to_the_configs_is_done_anew(tmp_path: Path) -> None:
+    repository = deployed(tmp_path)
+    before = repository.configs()
+    repository.take_features(3)
+    repository.take_features(5)
+    assert repository.features() == 5
+    once = deployed(tmp_path / "once")
+    once.take_features(5)
+    assert list(repository.configs().values()) == list(once.configs().values())
+    repository.take_features(0)
+    assert repository.configs() == before
+
+
 def test_golden_texts_and_the_forecast_of_what_loads_know_of_features(
     server: ServerState, repository: Repository, tabular_release: Path
 ) -> None:
