@@ -186,6 +186,10 @@ def bench(options: Bench) -> None:
     if options.checkpoint is None or options.output is None:
         raise UsageError("pass a merged checkpoint and --output FILE")
     checkpoint = load_checkpoint(options.checkpoint)
+    if checkpoint.feature_names:
+        raise UsageError(
+            f"{options.checkpoint} reads numbers beside the text, and the rivals cannot; bench one that reads text alone"
+        )
     texts = heldout_rows(options.checkpoint, max(options.texts, options.accuracy_texts))
     rows = [np.array(ids, np.int32) for ids in checkpoint.encode(texts).ids]
     labels = [checkpoint.labels.index(text["label"]) for text in texts]

@@ -13,6 +13,7 @@ Publish it with `python -m serving.releases publish`.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import re
@@ -44,7 +45,7 @@ from builders.tensorrt_release import TensorRTOptions
 from builders.tensorrt_release import write_engine as write_tensorrt_engine
 from contract.command import Failure, UsageError, run_command
 from contract.release import Manifest
-from training.batches import Encoded, encode
+from training.batches import Encoded
 from training.checkpoint import Checkpoint, check_certified, heldout_rows, load_checkpoint
 from training.trained_int8 import read_trained, read_validation
 
@@ -116,10 +117,10 @@ class Build:
 
 def check_served(checkpoint: Checkpoint) -> None:
     """Raise `UsageError` for a checkpoint that the served pipeline cannot feed."""
-    if checkpoint.model.config.num_features:
+    if len(checkpoint.feature_names) != checkpoint.model.config.num_features:
         raise UsageError(
-            f"{checkpoint.folder} reads numbers beside the text, and the served pipeline takes text alone; "
-            "build a checkpoint that was trained without --tabular"
+            f"{checkpoint.folder} reads {checkpoint.model.config.num_features} numbers beside the text, its run.json names "
+            f"{len(checkpoint.feature_names)}; train it again"
         )
     positions = checkpoint.model.config.max_position_embeddings
     if checkpoint.max_length > positions:
@@ -128,15 +129,14 @@ def check_served(checkpoint: Checkpoint) -> None:
         )
 
 
-def read_heldout(checkpoint: Checkpoint, limit: int) -> tuple[Encoded, list[str]]:
-    """The first `limit` held-out rows and their texts. Raises `UsageError` for unknown labels."""
+def read_heldout(checkpoint: Checkpoint, limit: int) -> tuple[Encoded, list[dict[str, Any]]]:
+    """The first `limit` held-out rows, as the model's input and as they are. Raises `UsageError` for unknown labels."""
     rows = heldout_rows(checkpoint.folder, limit)
     classes = {label: number for number, label in enumerate(checkpoint.labels)}
     unknown = sorted({row["label"] for row in rows} - set(classes))
     if unknown:
         raise UsageError(f"{checkpoint.folder / 'heldout.jsonl'} has the label {unknown[0]!r}, which the model does not know")
-    texts = [row["text"] for row in rows]
-    return encode(checkpoint.tokenizer, texts, [classes[row["label"]] for row in rows]), texts
+    return dataclasses.replace(checkpoint.encode(rows), labels=[classes[row["label"]] for row in rows]), rows
 
 
 def source_of(options: Build, checkpoint: Checkpoint) -> Source:
@@ -234,6 +234,7 @@ def build(options: Build) -> None:
         write_engine=engine_writer(options, checkpoint, lambda: probed()[0], reference),
         make_probes=lambda parity: make_probes(checkpoint, probed()[1], parity),
         max_length=checkpoint.max_length,
+        features=checkpoint.feature_names,
         checkpoint_sha256=digest,
         versions={name: version(name) for name in ("torch", "onnx", "onnxruntime", "tokenizers")},
     )

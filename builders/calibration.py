@@ -6,11 +6,14 @@ and compared with the hash in `run.json`; where the data is no longer there, a f
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from tokenizers import Tokenizer
 
 from contract.command import UsageError
 from training.assemble import read_again
+from training.batches import Encoded, encode
 from training.checkpoint import Checkpoint
 from training.readers import read_texts
 from training.split import spread_rows
@@ -28,6 +31,19 @@ class Calibration:
     """Classes of `validation`; empty where they are not known."""
     origin: str
     """Where the texts are from, for the report."""
+    features: list[list[float]] = field(default_factory=list)
+    """Numbers beside each of `texts`; empty where the model reads text alone."""
+    validation_features: list[list[float]] = field(default_factory=list)
+    """Those beside `validation`."""
+
+    def encode(self, tokenizer: Tokenizer) -> Encoded:
+        """`texts` as the model's input."""
+        return encode(tokenizer, self.texts, [], features=self.features or None)
+
+    def encode_validation(self, tokenizer: Tokenizer, rows: int | None = None) -> Encoded:
+        """The first `rows` of `validation`, or all of them, as the model's input."""
+        features = self.validation_features[:rows] or None
+        return encode(tokenizer, self.validation[:rows], self.labels[:rows], features=features)
 
 
 def read_calibration(checkpoint: Checkpoint, file: Path | None, *, rows: int) -> Calibration:
@@ -37,13 +53,18 @@ def read_calibration(checkpoint: Checkpoint, file: Path | None, *, rows: int) ->
         UsageError: a file without texts, or data that is no longer what the run was trained on.
     """
     if file is not None:
+        if checkpoint.model.config.num_features:
+            raise UsageError(
+                f"--calibration-texts {file} holds texts alone, and {checkpoint.folder} reads numbers beside them; "
+                "put the data of training back where it was, or use another precision"
+            )
         texts = read_texts(file)
         if len(texts) < 2:
             raise UsageError(f"--calibration-texts {file} holds {len(texts)} text(s); at least 2 are needed, better 256")
         half = min(rows, len(texts) // 2)
         return Calibration(texts[:half], texts[half : 2 * half], [], str(file))
     try:
-        _, dataset, split = read_again(checkpoint.run)
+        options, dataset, split = read_again(checkpoint.run)
     except UsageError as error:
         raise UsageError(f"{error}; int8 is calibrated on such texts: pass some by --calibration-texts FILE") from error
     train, validation = split.train[:rows], spread_rows(split.validation, rows)
@@ -52,4 +73,5 @@ def read_calibration(checkpoint: Checkpoint, file: Path | None, *, rows: int) ->
         [dataset.texts[row] for row in validation],
         [dataset.labels[row] for row in validation],
         f"the training part of {dataset.name}",
+        *([dataset.features[row] for row in part] if options.tabular else [] for part in (train, validation)),
     )

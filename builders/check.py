@@ -23,6 +23,7 @@ from builders.check_rules import (
     Finding,
     Server,
     check_config,
+    check_features,
     check_gpu,
     check_header,
     check_python_engine,
@@ -112,6 +113,8 @@ def examine(version: Version, server: Server) -> Finding:
     """Everything that the files tell about one version."""
     found, facts = Finding(), version.facts
     _check_files(version, found)
+    if version.config is not None:
+        check_features(facts, version.config, found)
     kind = facts.get("kind") or ("tensorrt" if (version.engine / "model.plan").exists() else "onnxruntime")
     missing = [name for name in ENGINE_FILES.get(kind, ()) if not (version.engine / name).is_file()]
     found.wrong += [f"{ENGINE} lacks {name}" for name in missing]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from builders.containers import Container, containers_with, same_release, version_tuple
 from builders.packed_graph import OFFSETS
-from contract.tensors import INPUT_IDS
+from contract.tensors import FEATURES, INPUT_IDS
 
 Verdict = Literal["loads", "does not load", "not established"]
 PLAN_MAGIC = (b"ftrt", b"ptrt")
@@ -132,6 +132,17 @@ def check_config(facts: Mapping[str, Any], config: Mapping[str, Any], found: Fin
         found.wrong.append(f"the config lists profile {listed[-1]}, the plan has {len(profiles)}; {fix}")
     elif len(profiles) > 1 and listed != list(range(len(profiles))):
         found.wrong.append(f"the plan has {len(profiles)} profiles, the config lists {len(listed)}; {fix}")
+
+
+def check_features(facts: Mapping[str, Any], config: Mapping[str, Any], found: Finding) -> None:
+    """Compare the numbers that the release reads beside each text with those that the engine's config takes."""
+    taken = next((int(tensor["dims"][0]) for tensor in config.get("input", []) if tensor["name"] == FEATURES), 0)
+    wanted = facts.get("features", 0)
+    wanted = wanted if isinstance(wanted, int) else len(wanted)  # engine.json counts, the manifest names
+    if taken != wanted:
+        found.wrong.append(
+            f"it reads {wanted} features beside each text, the config takes {taken}; publish it, which fits that"
+        )
 
 
 def check_python_engine(facts: Mapping[str, Any], server: Server, found: Finding) -> None:

@@ -61,7 +61,7 @@ def write_fastest(
             raise Failure(_reasons(candidates))
         texts = f"{len(rows)} held-out texts, one by one and {BATCH_SIZES[-1]} at a time"
         print(f"timing {len(written)} engines on {texts}, the slow ones less often than {ROUNDS} times", flush=True)
-        time_candidates(written, rows)
+        time_candidates(written, rows, features=source.model.config.num_features)
         chosen, record = prove_fastest(candidates, reference)
         print(table(candidates, texts=len(BATCH_SIZES) * len(rows)))
         print(f"{chosen.kind.title} is the fastest that passes, found in {time.perf_counter() - started:.0f} s")
@@ -86,11 +86,11 @@ def write_candidates(folder: Path, kinds: Sequence[EngineKind], source: Source) 
     return found
 
 
-def time_candidates(candidates: Sequence[Candidate], rows: Sequence[Int32]) -> None:
-    """Fill in the `seconds` of each."""
+def time_candidates(candidates: Sequence[Candidate], rows: Sequence[Int32], *, features: int) -> None:
+    """Fill in the `seconds` of each; it reads so many `features` beside each row."""
 
     def call_of(candidate: Candidate) -> Callable[[], None]:
-        run = row_runner(open_served(candidate.folder))
+        run = row_runner(open_served(candidate.folder), features=features)
         return lambda: answer_all(run, rows)
 
     calls = {one.kind.title: call_of(one) for one in candidates}

@@ -25,6 +25,7 @@ from builders.parity import BOUNDS, Parity, Reference, failures_of, prove
 from builders.served import open_served
 from contract.command import Failure, UsageError
 from contract.files import write_bytes, write_json
+from contract.tensors import ATTENTION_MASK, FEATURES, INPUT_IDS
 from training.bert import BertForSequenceClassification
 
 EngineName = Literal["onnxruntime", "openvino", "torch", "tensorrt", "auto"]
@@ -103,13 +104,15 @@ def _write_openvino_int8(folder: Path, source: Source) -> dict[str, Any]:
 def _write_torch(folder: Path, source: Source, dtype: torch.dtype) -> dict[str, Any]:
     """Export for any batch and length; token ids in, fp32 logits out, whatever the weights are in."""
     model = source.model if dtype == torch.float32 else _copy_as(source.model, dtype)
-    example = (torch.ones(3, 9, dtype=torch.int32), torch.ones(3, 9, dtype=torch.int32))
+    example = {name: torch.ones(3, 9, dtype=torch.int32) for name in (INPUT_IDS, ATTENTION_MASK)}
     batch = torch.export.Dim("batch", min=1, max=LONGEST_BATCH)
     tokens = torch.export.Dim("tokens", min=1, max=model.config.max_position_embeddings)
-    shape = {0: batch, 1: tokens}
+    shapes: dict[str, dict[int, Any]] = {name: {0: batch, 1: tokens} for name in example}
+    if features := model.config.num_features:
+        example[FEATURES], shapes[FEATURES] = torch.ones(3, features), {0: batch}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*", FutureWarning)
-        program = torch.export.export(model, example, dynamic_shapes={"input_ids": shape, "attention_mask": shape})
+        program = torch.export.export(model, (), example, dynamic_shapes=shapes)
         torch.export.save(program, folder / "model.pt2")
     return {}
 
@@ -117,7 +120,10 @@ def _write_torch(folder: Path, source: Source, dtype: torch.dtype) -> dict[str, 
 def _copy_as(model: BertForSequenceClassification, dtype: torch.dtype) -> BertForSequenceClassification:
     copy = BertForSequenceClassification(model.config).eval()
     copy.load_state_dict(model.state_dict())
-    return copy.to(dtype)
+    copy = copy.to(dtype)
+    if copy.tabular is not None and model.tabular is not None:  # raw numbers may be large beside their deviation
+        copy.tabular.mean, copy.tabular.std = model.tabular.mean, model.tabular.std
+    return copy
 
 
 def _write_torch_fp32(folder: Path, source: Source) -> dict[str, Any]:
@@ -168,7 +174,7 @@ def write_files(folder: Path, kind: EngineKind, source: Source) -> None:
     """Write the engine's files and the `engine.json` by which `bert_engine/1/model.py` opens them."""
     config = source.model.config
     common = {"kind": kind.engine, "precision": kind.precision, "threads": 0}
-    limits = {"vocab_size": config.vocab_size, "positions": config.max_position_embeddings}
+    limits = {"vocab_size": config.vocab_size, "positions": config.max_position_embeddings, "features": config.num_features}
     write_json(folder / "engine.json", common | limits | kind.write(folder, source))
 
 

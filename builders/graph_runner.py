@@ -16,10 +16,10 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from builders.graph_writer import infer_types
+from builders.graph_writer import Array, infer_types
 from builders.packed_graph import OFFSETS, packed_batch
-from builders.parity import Engine, Float32, Int32
-from contract.tensors import ATTENTION_MASK, INPUT_IDS, LOGITS
+from builders.parity import Engine, Float32, Int32, feed_of
+from contract.tensors import LOGITS
 
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
@@ -72,8 +72,8 @@ def graph_engine(model: onnx.ModelProto, *, threads: int = 0) -> Engine:
     session = open_graph(model, threads=threads)
     packed = OFFSETS in {value.name for value in model.graph.input}
 
-    def run(ids: Int32, mask: Int32) -> Float32:
-        feed = pack(ids, mask) if packed else {INPUT_IDS: ids, ATTENTION_MASK: mask}
+    def run(*inputs: Array) -> Float32:
+        feed = pack(*inputs) if packed else feed_of(inputs)
         logits: Float32 = session.run([LOGITS], feed)[0]
         return logits
 

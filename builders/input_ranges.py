@@ -26,7 +26,6 @@ from builders.ranges import observe_ranges, product_inputs
 from builders.standard_graph import standard_onnx
 from contract.command import UsageError, run_command
 from contract.files import read_json, write_json
-from training.batches import encode
 from training.checkpoint import Checkpoint, load_checkpoint
 from training.ranges import PERCENTILES
 
@@ -69,12 +68,12 @@ def choose_ranges(checkpoint: Checkpoint, precision: str, calibration: Calibrati
             f"{precision} is calibrated on texts, and there are none; pass training texts by --calibration-texts FILE"
         )
     exact = standard_onnx(checkpoint.model)
-    seen = make_reference(checkpoint.model, encode(checkpoint.tokenizer, calibration.texts, []))
-    judge = make_reference(checkpoint.model, encode(checkpoint.tokenizer, calibration.validation, []))
+    seen = make_reference(checkpoint.model, calibration.encode(checkpoint.tokenizer))
+    judge = make_reference(checkpoint.model, calibration.encode_validation(checkpoint.tokenizer))
     products = product_inputs(exact)
     candidates = {
         name: {node.removesuffix(".matmul"): max(abs(limit) for limit in found[tensor]) for node, tensor in products.items()}
-        for name, found in observe_ranges(exact, [(ids, mask) for _, ids, mask in seen.batches]).items()
+        for name, found in observe_ranges(exact, [inputs for _, inputs in seen.batches]).items()
     }
     errors = {}
     for name in tqdm(PERCENTILES, desc="percentiles", mininterval=0.5):

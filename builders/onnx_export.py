@@ -11,7 +11,7 @@ the pooler reads.
 
 Operators: https://github.com/microsoft/onnxruntime/blob/v1.31.1/docs/ContribOperators.md
 
-Shapes: B batch, T tokens, D hidden, F feed-forward, C classes.
+Shapes: B batch, T tokens, D hidden, F numeric features beside the text, C classes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from contract.tensors import ATTENTION_MASK, INPUT_IDS, LOGITS
+from contract.tensors import ATTENTION_MASK, FEATURES, INPUT_IDS, LOGITS
 from training.bert import BertForSequenceClassification
 from training.bert_config import BertConfig
 
@@ -69,6 +69,8 @@ class _Graph:
 def build_onnx(model: BertForSequenceClassification, *, joint_attention: bool = True) -> onnx.ModelProto:
     """The fp32 graph of `model`: `input_ids` and `attention_mask` INT32 [B, T] -> `logits` FP32 [B, C]; B and T are free.
 
+    A model with numeric features also reads `features` FP32 [B, F], raw.
+
     With `joint_attention` Q, K, V and the attention over them are one operator, which no quantizer looks into; without it
     their products are MatMul nodes like all the others.
     """
@@ -81,8 +83,18 @@ def build_onnx(model: BertForSequenceClassification, *, joint_attention: bool = 
         hidden = _layer(graph, f"bert.encoder.layer.{number}", hidden, config, attention)
     first = graph.add("Squeeze", [hidden, graph.constant("axis_1", np.array([1]))], "first_token")  # [B, 1, D] -> [B, D]
     pooled = graph.add("Tanh", [_gemm(graph, "bert.pooler.dense", first, "pooler")], "pooled")
-    _gemm(graph, "classifier", pooled, LOGITS)
+    if config.num_features:
+        joint = graph.add("Concat", [pooled, _scores(graph)], "joint", axis=1)  # [B, D + F]
+        _gemm(graph, "tabular.classifier", joint, LOGITS)
+    else:
+        _gemm(graph, "classifier", pooled, LOGITS)
     return _model(graph, config)
+
+
+def _scores(graph: _Graph) -> str:
+    """Raw [B, F] -> by how many deviations each number is off its mean."""
+    centred = graph.add("Sub", [FEATURES, graph.weight("tabular.mean")], "features.centred")
+    return graph.add("Div", [centred, graph.weight("tabular.std")], "features.scores")
 
 
 def _embeddings(graph: _Graph, config: BertConfig) -> str:
@@ -167,6 +179,8 @@ def _model(graph: _Graph, config: BertConfig) -> onnx.ModelProto:
     inputs = [
         helper.make_tensor_value_info(name, TensorProto.INT32, ["batch", "tokens"]) for name in (INPUT_IDS, ATTENTION_MASK)
     ]
+    if config.num_features:
+        inputs.append(helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["batch", config.num_features]))
     outputs = [helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, ["batch", config.num_labels])]
     body = helper.make_graph(
         graph.nodes, "bert_for_sequence_classification", inputs, outputs, list(graph.initializers.values())

@@ -63,6 +63,8 @@ def read_release(folder: Path, checkpoint_sha256: str) -> Manifest:
     manifest = read_manifest(folder)
     if manifest.checkpoint_sha256 != checkpoint_sha256:
         raise UsageError(f"{folder} was built out of another checkpoint; build it again out of this one")
+    if manifest.features:
+        raise UsageError(f"{folder} reads numbers beside the text; releases that read text alone are compared here")
     if manifest.kind == "tensorrt":
         raise UsageError(f"{folder} holds a TensorRT plan; engines for a CPU are compared here")
     return manifest

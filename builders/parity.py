@@ -4,13 +4,14 @@ The engine is compared with our BERT on made-up batches of shapes that nothing w
 model's last position, with ragged and fully padded rows, and on real held-out texts. The checkpoint's answers are computed
 once (`Reference`), however many engines are compared with them.
 
-Shapes: B batch, T tokens, C classes, R rows of the texts.
+Shapes: B batch, T tokens, F numeric features, C classes, R rows of the texts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,19 +19,23 @@ import torch
 from tqdm import tqdm
 
 from builders.accuracy import Accuracy, compare_accuracy
-from contract.tensors import MAX_BATCH_SIZE
+from contract.tensors import ENGINE_INPUTS, MAX_BATCH_SIZE
 from training.batches import Encoded, collate, plan_batches
 from training.bert import BertForSequenceClassification
 
 Int32 = npt.NDArray[np.int32]
 Float32 = npt.NDArray[np.float32]
-Engine = Callable[[Int32, Int32], Float32]
-"""(input_ids [B, T], attention_mask [B, T]) -> logits [B, C]."""
+Inputs = tuple[npt.NDArray[Any], ...]
+"""What an engine reads, by the order of `ENGINE_INPUTS`: ids and mask INT32 [B, T], perhaps features FP32 [B, F]."""
+Engine = Callable[..., Float32]
+"""Called with `Inputs` one by one -> logits [B, C]."""
+
+T = TypeVar("T")
 
 PROBE_TOKENS_PER_BATCH = 4096
 
-TextBatch = tuple[list[int], Int32, Int32]
-"""(rows of the texts, input_ids [B, T], attention_mask [B, T])."""
+TextBatch = tuple[list[int], Inputs]
+"""Rows of the texts, and what the engine reads for them."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +100,8 @@ class Parity:
 class Reference:
     """The checkpoint's own logits on made-up batches and on texts."""
 
-    made_up: list[tuple[Int32, Int32, Float32]]
-    """(input_ids, attention_mask, logits)."""
+    made_up: list[tuple[Inputs, Float32]]
+    """What the engine reads, and the logits."""
     batches: list[TextBatch]
     logits: Float32
     """[R, C] of the texts."""
@@ -104,13 +109,18 @@ class Reference:
     """True class of each text; empty where it is not known."""
 
 
+def feed_of(inputs: Sequence[T]) -> dict[str, T]:
+    """By the names of the graph's inputs, which are those of our BERT's too."""
+    return dict(zip(ENGINE_INPUTS, inputs, strict=False))
+
+
 def make_reference(model: BertForSequenceClassification, probe: Encoded) -> Reference:
     """Run the checkpoint on every batch."""
-    made_up = [(ids, mask, _reference(model, ids, mask)) for ids, mask in made_up_batches(model)]
+    made_up = [(inputs, _reference(model, inputs)) for inputs in made_up_batches(model)]
     batches = text_batches(probe, model.config.pad_token_id)
     logits = np.empty((len(probe.ids), model.config.num_labels), np.float32)
-    for rows, ids, mask in tqdm(batches, desc="the checkpoint's answers", unit="batches", mininterval=0.5):
-        logits[rows] = _reference(model, ids, mask)
+    for rows, inputs in tqdm(batches, desc="the checkpoint's answers", unit="batches", mininterval=0.5):
+        logits[rows] = _reference(model, inputs)
     return Reference(made_up, batches, logits, list(probe.labels))
 
 
@@ -122,28 +132,29 @@ def text_batches(encoded: Encoded, pad_token_id: int) -> list[TextBatch]:
         batch = collate(encoded, rows, pad_token_id=pad_token_id)
         ids = batch.input_ids.numpy().astype(np.int32)
         mask = np.ones_like(ids) if batch.attention_mask is None else batch.attention_mask.numpy().astype(np.int32)
-        found.append((rows, ids, mask))
+        features = () if batch.features is None else (batch.features.numpy(),)
+        found.append((rows, (ids, mask, *features)))
     return found
 
 
 def answer_texts(engine: Engine, reference: Reference, *, title: str) -> Float32:
     """The engine's logits [R, C] on the texts of `reference`; `title` names the progress bar."""
     logits = np.empty_like(reference.logits)
-    for rows, ids, mask in tqdm(reference.batches, desc=title, unit="batches", mininterval=0.5):
-        logits[rows] = engine(ids, mask)
+    for rows, inputs in tqdm(reference.batches, desc=title, unit="batches", mininterval=0.5):
+        logits[rows] = engine(*inputs)
     return logits
 
 
 def prove(engine: Engine, reference: Reference, bounds: Bounds, *, title: str = "engine") -> tuple[Parity, Accuracy | None]:
     """Compare logits and labels, and the task accuracy where the texts are labelled."""
-    odd = [np.abs(engine(ids, mask) - logits).ravel() for ids, mask, logits in reference.made_up]
+    odd = [np.abs(engine(*inputs) - logits).ravel() for inputs, logits in reference.made_up]
     ours = answer_texts(engine, reference, title=f"{title} against checkpoint")
     every = np.concatenate([*odd, np.abs(ours - reference.logits).ravel()])
     differs = ours.argmax(1) != reference.logits.argmax(1)
     wrong = differs & (margins(reference.logits) > bounds.tie)
     scale = max(1.0, float(np.abs(reference.logits).max())) if bounds.relative else 1.0
     parity = Parity(
-        shapes=[(ids.shape[0], ids.shape[1]) for ids, _, _ in reference.made_up],
+        shapes=[(ids.shape[0], ids.shape[1]) for (ids, *_), _ in reference.made_up],
         texts=len(ours),
         max_abs=float(every.max()),
         mean_abs=float(every.mean()),
@@ -168,15 +179,22 @@ def margins(logits: Float32) -> Float32:
     return best
 
 
-def made_up_batches(model: BertForSequenceClassification) -> Iterator[tuple[Int32, Int32]]:
-    """(input_ids, attention_mask) of many shapes; rows get shorter downwards, and the last of several is all padding."""
+def made_up_batches(model: BertForSequenceClassification) -> Iterator[Inputs]:
+    """Inputs of many shapes; rows get shorter downwards, and the last of several is all padding."""
     generator = np.random.default_rng(0)
     longest = model.config.max_position_embeddings
     for batch, tokens in ((1, 1), (1, 2), (2, 7), (5, 33), (3, 64), (MAX_BATCH_SIZE, 5), (2, longest)):
         tokens = min(tokens, longest)  # noqa: PLW2901 - a tiny model has few positions
         ids = generator.integers(0, model.config.vocab_size, (batch, tokens), dtype=np.int32)
         lengths = np.linspace(tokens, 0 if batch > 1 else tokens, batch).round()
-        yield ids, (np.arange(tokens) < lengths[:, None]).astype(np.int32)
+        mask = (np.arange(tokens) < lengths[:, None]).astype(np.int32)
+        yield (ids, mask, *_made_up_features(model, generator, batch))
+
+
+def _made_up_features(model: BertForSequenceClassification, generator: np.random.Generator, batch: int) -> Iterator[Float32]:
+    if (head := model.tabular) is not None:
+        scores = generator.standard_normal((batch, model.config.num_features), dtype=np.float32)
+        yield head.mean.numpy() + head.std.numpy() * scores
 
 
 def failures_of(parity: Parity, accuracy: Accuracy | None) -> Sequence[str]:
@@ -185,6 +203,6 @@ def failures_of(parity: Parity, accuracy: Accuracy | None) -> Sequence[str]:
 
 
 @torch.inference_mode()
-def _reference(model: BertForSequenceClassification, ids: Int32, mask: Int32) -> Float32:
-    logits: Float32 = model(torch.from_numpy(ids), torch.from_numpy(mask)).numpy()
+def _reference(model: BertForSequenceClassification, inputs: Inputs) -> Float32:
+    logits: Float32 = model(**feed_of(tuple(map(torch.from_numpy, inputs)))).numpy()
     return logits

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 
 from builders.graph_runner import pack
+from builders.graph_writer import Array
 from builders.packed_graph import OFFSETS
-from builders.parity import Engine, Float32, Int32
+from builders.parity import Engine, Float32, feed_of
 from builders.plan_settings import Profile
 from contract.command import Failure
-from contract.tensors import ATTENTION_MASK, INPUT_IDS, LOGITS
+from contract.tensors import LOGITS
 
 _TYPES = {"FLOAT": torch.float32, "INT32": torch.int32}
 
@@ -45,8 +46,8 @@ def plan_engine(engine: Any, profiles: Sequence[Profile]) -> Engine:
     context = engine.create_execution_context()
     packed = OFFSETS in profiles[0].shapes
 
-    def run(ids: Int32, mask: Int32) -> Float32:
-        feed = pack(ids, mask) if packed else {INPUT_IDS: ids, ATTENTION_MASK: mask}
+    def run(*inputs: Array) -> Float32:
+        feed = pack(*inputs) if packed else feed_of(inputs)
         stream = torch.cuda.current_stream()
         number = find_profile(profiles, {name: array.shape for name, array in feed.items()})
         if number is None:

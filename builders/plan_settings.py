@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from builders.packed_graph import OFFSETS
 from contract.command import UsageError
-from contract.tensors import ATTENTION_MASK, INPUT_IDS, MAX_BATCH_SIZE
+from contract.tensors import ATTENTION_MASK, FEATURES, INPUT_IDS, MAX_BATCH_SIZE
 
 TensorRTModule = Literal["tensorrt", "tensorrt_rtx"]
 HardwareCompatibility = Literal["none", "same_compute_capability", "ampere_plus"]
@@ -79,14 +79,19 @@ class Profile:
         }
 
 
-def padded_profiles(lengths: Sequence[int], *, best_batch: int, max_batch: int = MAX_BATCH_SIZE) -> list[Profile]:
+def padded_profiles(
+    lengths: Sequence[int], *, best_batch: int, max_batch: int = MAX_BATCH_SIZE, features: int = 0
+) -> list[Profile]:
     """One profile for each rising length: from one token more than the length before it, best at the length itself."""
     _check_lengths(lengths)
     _check_batches(best_batch, max_batch)
     profiles = []
     for start, length in zip([0, *lengths], lengths, strict=False):
-        shapes = ((1, start + 1), (best_batch, length), (max_batch, length))
-        profiles.append(Profile(dict.fromkeys((INPUT_IDS, ATTENTION_MASK), shapes)))
+        shapes: tuple[Shape, Shape, Shape] = ((1, start + 1), (best_batch, length), (max_batch, length))
+        inputs = dict.fromkeys((INPUT_IDS, ATTENTION_MASK), shapes)
+        if features:
+            inputs[FEATURES] = ((1, features), (best_batch, features), (max_batch, features))
+        profiles.append(Profile(inputs))
     return profiles
 
 

@@ -35,13 +35,13 @@ from tqdm import tqdm
 
 from builders.calibration import Calibration
 from builders.onnx_export import build_onnx
-from builders.parity import Float32, TextBatch, text_batches
+from builders.parity import Float32, TextBatch, feed_of, text_batches
 from builders.quantization_report import QuantizationReport, Setting, judge_logits
 from builders.ranges import observe_ranges, product_inputs
 from builders.sensitivity import measure_sensitivity
 from contract.command import Failure, UsageError
-from contract.tensors import ATTENTION_MASK, INPUT_IDS, LOGITS
-from training.batches import Encoded, encode
+from contract.tensors import LOGITS
+from training.batches import Encoded
 from training.bert import BertForSequenceClassification
 from training.ranges import PERCENTILES, Ranges, widest_of_the_best
 
@@ -75,9 +75,9 @@ def quantise_model(
         raise UsageError("int8 is calibrated on texts, and there are none; pass some by --calibration-texts FILE")
     graph = build_onnx(model, joint_attention=False)
     padding = model.config.pad_token_id
-    observed = text_batches(encode(tokenizer, calibration.texts, []), padding)
-    ranges = observe_ranges(graph, [(ids, mask) for _, ids, mask in observed])
-    judge = make_judge(graph, encode(tokenizer, calibration.validation, calibration.labels), padding)
+    observed = text_batches(calibration.encode(tokenizer), padding)
+    ranges = observe_ranges(graph, [inputs for _, inputs in observed])
+    judge = make_judge(graph, calibration.encode_validation(tokenizer), padding)
     names = list(product_inputs(graph))
     sweep = [judge.judge(insert_qdq(graph, ranges[key], names), key) for key in tqdm(PERCENTILES, desc="percentiles")]
     passing = {setting.name: setting for setting in sweep if setting.passes} or {setting.name: setting for setting in sweep}
@@ -87,7 +87,7 @@ def quantise_model(
     layers: dict[str, float] = {}
     operators: dict[str, float] = {}
     if explain or not chosen.passes:
-        few = text_batches(encode(tokenizer, calibration.validation[:SENSITIVITY_ROWS], []), padding)
+        few = text_batches(calibration.encode_validation(tokenizer, SENSITIVITY_ROWS), padding)
         layers, operators = measure_sensitivity(graph, lambda part, of: insert_qdq(part, best, of), few)
     if not chosen.passes:
         quantised, more = exclude_until_accurate(graph, best, layers, judge)
@@ -188,6 +188,6 @@ def run_graph(graph: onnx.ModelProto, batches: Sequence[TextBatch], shape: Any) 
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
     logits: npt.NDArray[np.float32] = np.empty(shape, np.float32)
-    for rows, ids, mask in batches:
-        logits[rows] = session.run([LOGITS], {INPUT_IDS: ids, ATTENTION_MASK: mask})[0]
+    for rows, inputs in batches:
+        logits[rows] = session.run([LOGITS], feed_of(inputs))[0]
     return logits

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 from tqdm import tqdm
 
-from contract.tensors import ATTENTION_MASK, INPUT_IDS
+from builders.parity import Inputs, feed_of
 from training.ranges import Range, RangeObserver
-
-Int32 = npt.NDArray[np.int32]
 
 
 def product_inputs(graph: onnx.ModelProto) -> dict[str, str]:
@@ -23,13 +19,14 @@ def product_inputs(graph: onnx.ModelProto) -> dict[str, str]:
     return {node.name: node.input[0] for node in graph.graph.node if node.op_type == "MatMul" and node.input[1] in constants}
 
 
-def observe_ranges(graph: onnx.ModelProto, batches: Sequence[tuple[Int32, Int32]]) -> dict[str, dict[str, Range]]:
-    """Ranges of every product's input by the name of the percentile, over all tokens of `batches` (ids, mask) but padding."""
+def observe_ranges(graph: onnx.ModelProto, batches: Sequence[Inputs]) -> dict[str, dict[str, Range]]:
+    """Ranges of every product's input by the name of the percentile, over all tokens of `batches` but padding."""
     tensors = sorted(set(product_inputs(graph).values()))
     session, observer = _observing(graph, tensors), RangeObserver()
     for title in observer.passes():
-        for ids, mask in tqdm(batches, desc=title, unit="batches", mininterval=0.5):
-            for tensor, value in zip(tensors, session.run(tensors, {INPUT_IDS: ids, ATTENTION_MASK: mask}), strict=True):
+        for inputs in tqdm(batches, desc=title, unit="batches", mininterval=0.5):
+            mask = inputs[1]
+            for tensor, value in zip(tensors, session.run(tensors, feed_of(inputs)), strict=True):
                 observer.see(tensor, value[mask == 1] if value.shape[1] == mask.shape[1] else value)  # or first tokens alone
     return observer.ranges()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ def write_release(
     labels: list[str],
     write_engine: Callable[[Path], EngineRecord],
     make_probes: Callable[[dict[str, Any]], Probes],
+    features: Sequence[str] = (),
     **facts: Any,
 ) -> Manifest:
     """Write a release folder and return its manifest; `target` appears whole or not at all.
@@ -54,6 +55,7 @@ def write_release(
         write_engine: writes the engine's files into the folder it is given and returns what it wrote and proved; what it
             raises stops the release.
         make_probes: the release's own expected answers, given the parity in what `write_engine` returned.
+        features: names of the numbers that it reads beside each text.
         **facts: the other fields of `contract.release.Manifest`.
 
     Raises:
@@ -71,11 +73,12 @@ def write_release(
         write_bytes(folder / LABELS_FILE, "".join(f"{label}\n" for label in labels).encode())
         record = write_engine(folder / ENGINE)
         release = release_id(name, hash_files(folder))
-        write_json(folder / TOKENIZER / RELEASE_FILE, {"release": release})
+        write_json(folder / TOKENIZER / RELEASE_FILE, {"release": release, "features": list(features)})
         make_probes(record.parity).write(folder)
         manifest = Manifest(
             release=release,
             labels=labels,
+            features=list(features),
             engine=record.title,
             container=os.environ.get(CONTAINER_VARIABLE),
             tokenizer_sha256=sha256_of(folder / TOKENIZER / "tokenizer.json"),

@@ -18,9 +18,9 @@ import onnxruntime
 from onnx import TensorProto, helper
 from tqdm import tqdm
 
-from builders.parity import TextBatch
+from builders.parity import TextBatch, feed_of
 from builders.ranges import product_inputs
-from contract.tensors import ATTENTION_MASK, INPUT_IDS, LOGITS
+from contract.tensors import LOGITS
 
 ENTRY = "attention.self.key"
 """The product of a layer whose input is all that the layer reads of the layers before."""
@@ -42,7 +42,7 @@ def measure_sensitivity(
         batches: of texts; errors are over their rows.
     """
     inputs, names = product_inputs(graph), list(product_inputs(graph))
-    feeds: Feeds = [{INPUT_IDS: ids, ATTENTION_MASK: mask} for _, ids, mask in batches]
+    feeds: Feeds = [feed_of(given) for _, given in batches]
     exact = _run(graph, feeds, LOGITS)
 
     def error(part: onnx.ModelProto, of: list[str]) -> float:

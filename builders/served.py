@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
+
 from builders.parity import Engine, Float32, Int32
 from builders.repository import SOURCE, VERSION
 from contract.tensors import ENGINE
@@ -40,15 +42,24 @@ def engine_module() -> ModuleType:
 
 
 def open_served(folder: Path, *, threads: int = 0) -> Engine:
-    """The engine of a version folder, (input_ids [B, T], attention_mask [B, T]) -> logits [B, C]; 0 threads: every core."""
+    """The engine of a version folder, as `builders.parity` calls one; 0 threads: every core."""
     engine: Engine = engine_module().open_engine(folder, threads)[0]
     return engine
 
 
-def row_runner(engine: Engine) -> Callable[[Sequence[Int32]], list[Float32]]:
-    """The served way from unpadded rows to their logits: sorted by length, grouped, padded within a group."""
+def row_runner(engine: Engine, *, features: int = 0) -> Callable[[Sequence[Int32]], list[Float32]]:
+    """The served way from unpadded rows to their logits: sorted by length, grouped, padded within a group.
+
+    An engine that reads features is given so many zeros beside each row, which take as long as others: for timing alone.
+    """
     run_rows = engine_module().run_rows
-    return lambda rows: run_rows(engine, list(rows))
+
+    def run(rows: Sequence[Int32]) -> list[Float32]:
+        beside = [np.zeros((len(rows), features), np.float32)] if features else []
+        logits: list[Float32] = run_rows(engine, list(rows), beside=beside)
+        return logits
+
+    return run
 
 
 def padding_share(batches: Sequence[Sequence[Int32]]) -> float:

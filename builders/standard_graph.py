@@ -11,7 +11,8 @@ mean that our BERT makes of it, and never NaN.
 Operators: https://onnx.ai/onnx/operators/ at opset 20; what TensorRT takes of them:
 https://github.com/onnx/onnx-tensorrt/blob/release/10.13-GA/docs/operators.md
 
-Shapes: B batch, T tokens, Q query tokens (T, in the last layer 1), D hidden, H heads, K head size, C classes.
+Shapes: B batch, T tokens, Q query tokens (T, in the last layer 1), D hidden, H heads, K head size,
+F numeric features beside the text, C classes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from builders.graph_writer import GraphWriter, Typing
-from contract.tensors import ATTENTION_MASK, INPUT_IDS, LOGITS
+from contract.tensors import ATTENTION_MASK, FEATURES, INPUT_IDS, LOGITS
 from training.bert import BertForSequenceClassification
 
 FP32 = TensorProto.FLOAT
@@ -60,13 +61,15 @@ def standard_onnx(
 ) -> onnx.ModelProto:
     """The padded graph: `input_ids` and `attention_mask` INT32 [B, T] -> `logits` FP32 [B, C]; B and T are free.
 
+    A model with numeric features also reads `features` FP32 [B, F], raw.
+
     Args:
-        model: without numeric features.
+        model: our BERT.
         typing: FP32 when left out.
         outputs: of `EXTRA_OUTPUTS`, those wanted beside the logits.
     """
-    inputs = (INPUT_IDS, ATTENTION_MASK)
-    graph = GraphWriter(model, typing or Typing(), dict.fromkeys(inputs, TensorProto.INT32))
+    inputs, features = (INPUT_IDS, ATTENTION_MASK), model.config.num_features
+    graph = GraphWriter(model, typing or Typing(), dict.fromkeys(inputs, TensorProto.INT32) | {FEATURES: FP32})
     hidden = _embeddings(graph)
     real = graph.cast(ATTENTION_MASK, TensorProto.BOOL)
     mask = graph.add("Unsqueeze", [real, graph.integers("mask.axes", [1, 2])], "mask")  # [B, 1, 1, T]
@@ -78,6 +81,7 @@ def standard_onnx(
     hidden = encoder(graph, PADDED, hidden, mask, first_token)
     first = graph.add("Squeeze", [hidden, graph.integers("pooled_token.axes", [1])], "pooled_token")  # [B, D]
     given = [helper.make_tensor_value_info(name, TensorProto.INT32, ["batch", "tokens"]) for name in inputs]
+    given += [helper.make_tensor_value_info(FEATURES, FP32, ["batch", features])] if features else []
     return graph.finish(given, head(graph, first, outputs), "bert_padded")
 
 
@@ -162,7 +166,12 @@ def _norm(graph: GraphWriter, prefix: str, x: str, output: str) -> str:
 def head(graph: GraphWriter, first: str, outputs: Collection[str]) -> list[onnx.ValueInfoProto]:
     """Pooler and classifier over [B, D], in FP32: a thousandth of the work, and what the answer is made of."""
     pooled = graph.add("Tanh", [_gemm(graph, "bert.pooler.dense", graph.cast(first, FP32), "pooler")], "pooled")
-    _gemm(graph, "classifier", pooled, LOGITS)
+    if graph.config.num_features:
+        centred = graph.add("Sub", [FEATURES, graph.parameter("tabular.mean")], "features.centred")
+        scores = graph.add("Div", [centred, graph.parameter("tabular.std")], "features.scores")  # [B, F]
+        _gemm(graph, "tabular.classifier", graph.add("Concat", [pooled, scores], "joint", axis=1), LOGITS)
+    else:
+        _gemm(graph, "classifier", pooled, LOGITS)
     made = [helper.make_tensor_value_info(LOGITS, FP32, ["batch", graph.config.num_labels])]
     if PROBABILITIES in outputs:
         graph.add("Softmax", [LOGITS], PROBABILITIES, axis=-1)

@@ -27,7 +27,7 @@ from builders.packed_graph import OFFSETS
 from builders.plan_files import read_engine_json
 from contract.command import UsageError, run_command
 from contract.files import read_json, write_bytes
-from contract.tensors import ATTENTION_MASK, ENGINE, ENSEMBLES, INPUT_IDS, MAX_BATCH_SIZE, TOKENIZER
+from contract.tensors import ATTENTION_MASK, ENGINE, ENSEMBLES, FEATURES, INPUT_IDS, MAX_BATCH_SIZE, TOKENIZER
 
 NO_PADDING = "1"
 """Bucket lengths of a tokenizer step that pads to nothing: a longer text is its own bucket."""
@@ -54,7 +54,8 @@ def fit_engine(config: dict[str, Any], layout: str, profiles: Sequence[dict[str,
         config["input"] = [{**ids, "allow_ragged_batch": True}]
         config["max_batch_size"] = int(profiles[0][OFFSETS]["max"][0]) - 1
     else:
-        config["input"] = [ids, {**ids, "name": ATTENTION_MASK}]
+        beside = [tensor for tensor in config["input"] if tensor["name"] == FEATURES]
+        config["input"] = [ids, {**ids, "name": ATTENTION_MASK}, *beside]
         config["max_batch_size"] = min(int(profile[INPUT_IDS]["max"][0]) for profile in profiles)
     for group in config["instance_group"]:
         group["profile"] = [str(number) for number in range(len(profiles))] if len(profiles) > 1 else []
@@ -75,7 +76,8 @@ def fit_ensemble(config: dict[str, Any], layout: str, max_batch_size: int) -> No
     for step in config["ensemble_scheduling"]["step"]:
         if step["model_name"] == ENGINE:
             wanted = [INPUT_IDS] if layout == "packed" else [INPUT_IDS, ATTENTION_MASK]
-            step["input_map"] = {name: name for name in wanted}
+            beside = {name: value for name, value in step["input_map"].items() if name == FEATURES}
+            step["input_map"] = {name: name for name in wanted} | beside
 
 
 def fit_repository(repository: Path, facts: dict[str, Any]) -> None:

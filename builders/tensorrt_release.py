@@ -29,7 +29,7 @@ from builders.graph_runner import graph_engine, pack
 from builders.graph_writer import Typing, skeleton
 from builders.input_ranges import choose_ranges, read_ranges
 from builders.packed_graph import packed_onnx
-from builders.parity import BOUNDS, Engine, Int32, Parity, Reference, failures_of, make_reference, prove
+from builders.parity import BOUNDS, Engine, Inputs, Parity, Reference, failures_of, feed_of, make_reference, prove
 from builders.plan_files import ENGINE_JSON, GRAPH_FILE, PLAN_FILE, check_refittable, read_engine_json
 from builders.plan_proof import PlanSize, check_inspected, check_network, check_size, inspected_types, proof_record
 from builders.plan_runner import find_profile, plan_engine
@@ -39,8 +39,7 @@ from builders.standard_graph import EXTRA_OUTPUTS, standard_onnx
 from builders.trt_engine import build_plan, check_settings, inspect_engine, load_tensorrt, open_plan, refit_plan
 from contract.command import Failure, UsageError
 from contract.files import read_json, write_bytes, write_json
-from contract.tensors import ATTENTION_MASK, INPUT_IDS, MAX_BATCH_SIZE
-from training.batches import encode
+from contract.tensors import MAX_BATCH_SIZE
 from training.bert import BertForSequenceClassification
 from training.checkpoint import Checkpoint, heldout_rows
 
@@ -100,7 +99,7 @@ def write_engine(
         Failure: TensorRT cannot build it, or the engine is not what was asked for, or not the checkpoint's equal.
     """
     trt = load_tensorrt(options.module)
-    profiles = make_profiles(layout, checkpoint.max_length, options)
+    profiles = make_profiles(layout, checkpoint.max_length, options, features=checkpoint.model.config.num_features)
     check_settings(trt, options, profiles=len(profiles))
     typing = make_typing(checkpoint, precision, options, calibration)
     graph = write_graph(checkpoint.model, typing, layout, options.extra_outputs)
@@ -177,13 +176,15 @@ def make_typing(
 
 
 def write_graph(model: BertForSequenceClassification, typing: Typing, layout: str, outputs: Sequence[str]) -> onnx.ModelProto:
-    """The graph of a layout. Raises UsageError for an unknown one."""
+    """The graph of a layout. Raises UsageError for an unknown one, and for a packed one of a model with features."""
+    if layout == "packed" and model.config.num_features:
+        raise UsageError("--layout packed reads text alone, and this checkpoint numbers beside it; use --layout padded")
     if layout not in LAYOUTS:
         raise UsageError(f"--layout is {layout!r}; known are {', '.join(LAYOUTS)}")
     return (packed_onnx if layout == "packed" else standard_onnx)(model, typing, outputs=outputs)
 
 
-def make_profiles(layout: str, max_length: int, options: TensorRTOptions) -> list[Profile]:
+def make_profiles(layout: str, max_length: int, options: TensorRTOptions, *, features: int = 0) -> list[Profile]:
     """The profiles of a layout, for texts of up to `max_length` tokens. Raises UsageError for a plan of other lengths."""
     if layout == "packed":
         if options.lengths:
@@ -197,7 +198,7 @@ def make_profiles(layout: str, max_length: int, options: TensorRTOptions) -> lis
     lengths, best_batch = [max_length], options.best_batch
     if options.lengths:
         lengths, best_batch = read_lengths(options.lengths, max_length)
-    return padded_profiles(lengths, best_batch=best_batch)
+    return padded_profiles(lengths, best_batch=best_batch, features=features)
 
 
 def read_lengths(path: Path, max_length: int) -> tuple[list[int], int]:
@@ -216,7 +217,7 @@ def make_proof(checkpoint: Checkpoint) -> Reference:
     """The checkpoint's answers on made-up batches and on its first held-out rows."""
     rows = heldout_rows(checkpoint.folder, PROOF_ROWS)
     labels = [checkpoint.labels.index(row["label"]) for row in rows]
-    return make_reference(checkpoint.model, encode(checkpoint.tokenizer, [row["text"] for row in rows], labels))
+    return make_reference(checkpoint.model, dataclasses.replace(checkpoint.encode(rows), labels=labels))
 
 
 @dataclass(frozen=True)
@@ -253,21 +254,22 @@ class Proof:
         """
         made_up = [] if self.precision in EIGHT_BITS else self.reference.made_up
         if self.layout == "packed":
-            made_up = [(ids[mask.any(axis=1)], mask[mask.any(axis=1)], ours[mask.any(axis=1)]) for ids, mask, ours in made_up]
+            kept = [(inputs, ours, inputs[1].any(axis=1)) for inputs, ours in made_up]
+            made_up = [(tuple(array[rows] for array in inputs), ours[rows]) for inputs, ours, rows in kept]
         if not profiles:
             return dataclasses.replace(self.reference, made_up=made_up)
-        made_up = [made for made in made_up if _fits(made[0], made[1], profiles, self.layout)]
+        made_up = [made for made in made_up if _fits(made[0], profiles, self.layout)]
         most = min(profile.texts for profile in profiles)
         batches = [
-            (rows[start : start + most], ids[start : start + most], mask[start : start + most])
-            for rows, ids, mask in self.reference.batches
+            (rows[start : start + most], tuple(array[start : start + most] for array in inputs))
+            for rows, inputs in self.reference.batches
             for start in range(0, len(rows), most)
         ]
         return dataclasses.replace(self.reference, made_up=made_up, batches=batches)
 
 
-def _fits(ids: Int32, mask: Int32, profiles: Sequence[Profile], layout: str) -> bool:
-    feed = pack(ids, mask) if layout == "packed" else {INPUT_IDS: ids, ATTENTION_MASK: mask}
+def _fits(inputs: Inputs, profiles: Sequence[Profile], layout: str) -> bool:
+    feed = pack(*inputs) if layout == "packed" else feed_of(inputs)
     return find_profile(profiles, {name: array.shape for name, array in feed.items()}) is not None
 
 

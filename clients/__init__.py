@@ -15,6 +15,7 @@ Typical use::
 from clients.async_classifier import AsyncClassifier, connect_async
 from clients.classifier import Classifier, connect
 from clients.errors import BadRequest, ClassifierError, Rejected, ServerError, TimedOut, Unavailable, Untrusted
+from clients.payload import Features
 from clients.prediction import Prediction
 from clients.retry import RetryPolicy
 from clients.tls import Tls
@@ -24,6 +25,7 @@ __all__ = [
     "BadRequest",
     "Classifier",
     "ClassifierError",
+    "Features",
     "Prediction",
     "Rejected",
     "RetryPolicy",

@@ -12,8 +12,19 @@ import numpy as np
 import numpy.typing as npt
 
 from clients.classifier import check_connection
-from clients.errors import ClassifierError
-from clients.payload import Texts, batch_slices, encode_texts, request_ids
+from clients.errors import BadRequest, ClassifierError
+from clients.payload import (
+    ASKING,
+    Features,
+    Numbers,
+    Texts,
+    batch_slices,
+    by_name,
+    encode_features,
+    encode_texts,
+    names_wanted,
+    request_ids,
+)
 from clients.prediction import Prediction, checked, not_ready, predictions
 from clients.retry import NO_RETRIES, Attempts, Budget, Deadline, RetryPolicy
 from clients.tls import Tls
@@ -43,31 +54,63 @@ class AsyncClassifier:
         self._policy = retry or NO_RETRIES
         self._budget = Budget(self._policy.budget * in_flight)
         self._in_flight, self._slots = in_flight, asyncio.Semaphore(in_flight)
+        self._names: list[str] = []
 
-    async def classify(self, texts: Sequence[str], *, timeout_s: float | None = None, request_id: str = "") -> list[Prediction]:
+    async def classify(
+        self,
+        texts: Sequence[str],
+        *,
+        features: Sequence[Features] | None = None,
+        timeout_s: float | None = None,
+        request_id: str = "",
+    ) -> list[Prediction]:
         """See `Classifier.classify`. When it fails or is cancelled, every request of it is cancelled first."""
-        answers = await self._answers(encode_texts(texts), timeout_s, request_id, classes=True)
+        answers = await self._answers(texts, features, timeout_s, request_id, classes=True)
         return [row for batch, answer in answers for row in predictions(texts[batch], answer)]
 
     async def logits(
-        self, texts: Sequence[str], *, timeout_s: float | None = None, request_id: str = ""
+        self,
+        texts: Sequence[str],
+        *,
+        features: Sequence[Features] | None = None,
+        timeout_s: float | None = None,
+        request_id: str = "",
     ) -> npt.NDArray[np.float32]:
         """See `Classifier.logits`; fails and is cancelled as `classify` is."""
-        answers = await self._answers(encode_texts(texts), timeout_s, request_id, classes=False)
+        answers = await self._answers(texts, features, timeout_s, request_id, classes=False)
         return np.concatenate([answer[LOGITS] for _, answer in answers])
 
+    async def feature_names(self, *, timeout_s: float | None = None) -> list[str]:
+        """See `Classifier.feature_names`."""
+        if not self._names:
+            try:
+                await self.classify([ASKING], timeout_s=timeout_s)
+            except BadRequest as error:
+                self._names = names_wanted(error)
+        return list(self._names)
+
     async def _answers(
-        self, encoded: Texts, timeout_s: float | None, request_id: str, *, classes: bool
+        self,
+        texts: Sequence[str],
+        features: Sequence[Features] | None,
+        timeout_s: float | None,
+        request_id: str,
+        *,
+        classes: bool,
     ) -> list[tuple[slice, Answer]]:
         """All requests that the texts travel in, in order, `in_flight` of them at a time."""
         deadline = Deadline(self._timeout_s if timeout_s is None else timeout_s)
+        encoded = encode_texts(texts)
+        names = await self.feature_names(timeout_s=deadline.remaining_s()) if by_name(features) else ()
+        numbers = None if features is None else encode_features(features, len(texts), names)
         batches = list(batch_slices(len(encoded)))
         waiting = iter([*enumerate(zip(batches, request_ids(len(batches), request_id), strict=True))])
         answers: dict[int, Answer] = {}
 
         async def work() -> None:
             for number, (batch, name) in waiting:
-                answers[number] = await self._answer(encoded[batch], deadline, name, classes=classes)
+                beside = None if numbers is None else numbers[batch]
+                answers[number] = await self._answer(encoded[batch], beside, deadline, name, classes=classes)
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -77,14 +120,18 @@ class AsyncClassifier:
             raise failures.exceptions[0] from None
         return [(batch, answers[number]) for number, batch in enumerate(batches)]
 
-    async def _answer(self, texts: Texts, deadline: Deadline, request_id: str, *, classes: bool) -> Answer:
+    async def _answer(
+        self, texts: Texts, features: Numbers | None, deadline: Deadline, request_id: str, *, classes: bool
+    ) -> Answer:
         """One request, sent until it is answered or given up."""
         attempts = Attempts(self._policy, self._budget, deadline)
         while True:
             try:
                 async with self._slot(deadline):
                     left_s = deadline.remaining_s()
-                    answer = await self._transport.infer(texts, classes=classes, timeout_s=left_s, request_id=request_id)
+                    answer = await self._transport.infer(
+                        texts, classes=classes, timeout_s=left_s, request_id=request_id, features=features
+                    )
                 attempts.succeeded()
                 return checked(answer, texts)
             except ClassifierError as error:

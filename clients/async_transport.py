@@ -13,7 +13,7 @@ import aiohttp
 import tritonclient.grpc.aio
 import tritonclient.http.aio
 
-from clients.payload import Texts
+from clients.payload import Numbers, Texts
 from clients.tls import Tls
 from clients.wire import GRPC_OPTIONS, Answer, ProtocolName, arrays_of, request_of, translated
 from contract.tensors import CLASSIFIER
@@ -22,7 +22,9 @@ from contract.tensors import CLASSIFIER
 class AsyncTransport(Protocol):
     """How a request reaches the server; many may be under way at once. Failures are raised as `clients.errors`."""
 
-    async def infer(self, texts: Texts, *, classes: bool, timeout_s: float, request_id: str = "") -> Answer:
+    async def infer(
+        self, texts: Texts, *, classes: bool, timeout_s: float, request_id: str = "", features: Numbers | None = None
+    ) -> Answer:
         """As `clients.transport.Transport.infer`."""
 
     async def ready(self) -> bool:
@@ -41,9 +43,11 @@ class AsyncGrpcTransport:
         with translated(url, timeout_s):
             self._client = tritonclient.grpc.aio.InferenceServerClient(url, channel_args=GRPC_OPTIONS, **options)
 
-    async def infer(self, texts: Texts, *, classes: bool, timeout_s: float, request_id: str = "") -> Answer:
+    async def infer(
+        self, texts: Texts, *, classes: bool, timeout_s: float, request_id: str = "", features: Numbers | None = None
+    ) -> Answer:
         """See `AsyncTransport.infer`."""
-        request = request_of(tritonclient.grpc, texts, classes=classes, request_id=request_id)
+        request = request_of(tritonclient.grpc, texts, classes=classes, request_id=request_id, features=features)
         with translated(self.url, timeout_s):
             return arrays_of(await self._client.infer(self.model, client_timeout=timeout_s, **request))
 
@@ -68,9 +72,11 @@ class AsyncHttpTransport:
         with translated(url, timeout_s):
             self._client = tritonclient.http.aio.InferenceServerClient(url, **options)
 
-    async def infer(self, texts: Texts, *, classes: bool, timeout_s: float, request_id: str = "") -> Answer:
+    async def infer(
+        self, texts: Texts, *, classes: bool, timeout_s: float, request_id: str = "", features: Numbers | None = None
+    ) -> Answer:
         """See `AsyncTransport.infer`."""
-        request = request_of(tritonclient.http, texts, classes=classes, request_id=request_id)
+        request = request_of(tritonclient.http, texts, classes=classes, request_id=request_id, features=features)
         with translated(self.url, timeout_s, aiohttp.ClientError):
             async with asyncio.timeout(timeout_s):
                 return arrays_of(await self._client.infer(self.model, **request))

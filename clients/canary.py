@@ -23,6 +23,7 @@ from types import TracebackType
 
 from clients.classifier import DEFAULT_TIMEOUT_S, Classifier, Prediction, connect
 from clients.errors import BadRequest, ClassifierError
+from clients.payload import Features
 from clients.transport import ProtocolName
 from contract.tensors import CANDIDATE, CLASSIFIER
 
@@ -82,21 +83,25 @@ class CanaryClassifier:
         self._record = None if record is None else record.open("ab", buffering=0)  # one write a line: lines never mix
         self._asked = 0
 
-    def classify(self, texts: Sequence[str], *, key: str | None = None) -> list[Prediction]:
-        """One prediction a text, in order; `Prediction.release` says which release answered.
+    def classify(
+        self, texts: Sequence[str], *, features: Sequence[Features] | None = None, key: str | None = None
+    ) -> list[Prediction]:
+        """One prediction a text, in order; `Prediction.release` says which release answered. For `features` see `Classifier`.
 
         Raises:
             ClassifierError: the serving release failed, or the texts are wrong.
         """
         chosen = random.random() < self._share if key is None else takes_part(key, self._share)
         if not chosen:
-            return self._serving.classify(texts)
-        ours, theirs, outcome = self.compare(texts)
+            return self._serving.classify(texts, features=features)
+        ours, theirs, outcome = self.compare(texts, features=features)
         if self._record is not None:
             self._record.write(json.dumps(dataclasses.asdict(outcome)).encode() + b"\n")
         return ours if self._shadow or theirs is None else theirs
 
-    def compare(self, texts: Sequence[str]) -> tuple[list[Prediction], list[Prediction] | None, Outcome]:
+    def compare(
+        self, texts: Sequence[str], *, features: Sequence[Features] | None = None
+    ) -> tuple[list[Prediction], list[Prediction] | None, Outcome]:
         """Ask both: the serving release's predictions, the candidate's (None where it failed), and how they compare."""
         self._asked += 1
         error: ClassifierError | None = None
@@ -106,9 +111,9 @@ class CanaryClassifier:
         for model in (CLASSIFIER, CANDIDATE) if self._asked % 2 else (CANDIDATE, CLASSIFIER):  # neither is always the second
             started = time.perf_counter()
             if model == CLASSIFIER:
-                ours = self._serving.classify(texts)
+                ours = self._serving.classify(texts, features=features)
             else:
-                theirs, error = self._ask_candidate(texts)
+                theirs, error = self._ask_candidate(texts, features)
             seconds[model] = time.perf_counter() - started
         outcome = Outcome(
             candidate=theirs[0].release if theirs else "",
@@ -122,9 +127,11 @@ class CanaryClassifier:
         )
         return ours, theirs, outcome
 
-    def _ask_candidate(self, texts: Sequence[str]) -> tuple[list[Prediction] | None, ClassifierError | None]:
+    def _ask_candidate(
+        self, texts: Sequence[str], features: Sequence[Features] | None
+    ) -> tuple[list[Prediction] | None, ClassifierError | None]:
         try:
-            return self._candidate.classify(texts), None
+            return self._candidate.classify(texts, features=features), None
         except BadRequest:
             raise  # the texts are at fault, not the candidate
         except ClassifierError as error:

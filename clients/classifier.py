@@ -9,8 +9,19 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from clients.errors import ClassifierError
-from clients.payload import Texts, batch_slices, encode_texts, request_ids
+from clients.errors import BadRequest, ClassifierError
+from clients.payload import (
+    ASKING,
+    Features,
+    Numbers,
+    Texts,
+    batch_slices,
+    by_name,
+    encode_features,
+    encode_texts,
+    names_wanted,
+    request_ids,
+)
 from clients.prediction import Prediction, checked, not_ready, predictions
 from clients.retry import NO_RETRIES, Attempts, Budget, Deadline, RetryPolicy
 from clients.tls import Tls
@@ -36,12 +47,21 @@ class Classifier:
         self._transport, self._model, self._timeout_s, self._sleep = transport, model, timeout_s, sleep
         self._policy = retry or NO_RETRIES
         self._budget = Budget(self._policy.budget)
+        self._names: list[str] = []
 
-    def classify(self, texts: Sequence[str], *, timeout_s: float | None = None, request_id: str = "") -> list[Prediction]:
+    def classify(
+        self,
+        texts: Sequence[str],
+        *,
+        features: Sequence[Features] | None = None,
+        timeout_s: float | None = None,
+        request_id: str = "",
+    ) -> list[Prediction]:
         """One prediction a text, in order. Any number of texts: they travel in requests of the server's limit.
 
         Args:
             texts: what to classify.
+            features: where the release reads numbers beside the text, those of each text: in its order, or by name.
             timeout_s: deadline of the whole call, all requests and retries; None: that of the connection.
             request_id: id of the requests, in the server's log and in errors; several requests get "/0", "/1", ... added.
                 "": a new random one.
@@ -49,33 +69,63 @@ class Classifier:
         Raises:
             ClassifierError: one request failed; nothing is returned, so no batch is half-answered in silence.
         """
-        encoded = encode_texts(texts)
         found: list[Prediction] = []
-        for batch, answer in self._answers(encoded, timeout_s, request_id, classes=True):
+        for batch, answer in self._answers(texts, features, timeout_s, request_id, classes=True):
             found += predictions(texts[batch], answer)
         return found
 
-    def logits(self, texts: Sequence[str], *, timeout_s: float | None = None, request_id: str = "") -> npt.NDArray[np.float32]:
+    def logits(
+        self,
+        texts: Sequence[str],
+        *,
+        features: Sequence[Features] | None = None,
+        timeout_s: float | None = None,
+        request_id: str = "",
+    ) -> npt.NDArray[np.float32]:
         """The raw logits [texts, C]. Takes and raises what `classify` does, and ValueError for no texts."""
-        answers = self._answers(encode_texts(texts), timeout_s, request_id, classes=False)
+        answers = self._answers(texts, features, timeout_s, request_id, classes=False)
         return np.concatenate([answer[LOGITS] for _, answer in answers])
 
+    def feature_names(self, *, timeout_s: float | None = None) -> list[str]:
+        """Names of the numbers that the release reads beside each text, in its order; empty where it reads text alone.
+
+        Asked of the server, by a text without numbers, until they are known. Raises what `classify` does.
+        """
+        if not self._names:
+            try:
+                self.classify([ASKING], timeout_s=timeout_s)
+            except BadRequest as error:
+                self._names = names_wanted(error)
+        return list(self._names)
+
     def _answers(
-        self, encoded: Texts, timeout_s: float | None, request_id: str, *, classes: bool
+        self,
+        texts: Sequence[str],
+        features: Sequence[Features] | None,
+        timeout_s: float | None,
+        request_id: str,
+        *,
+        classes: bool,
     ) -> Iterator[tuple[slice, Answer]]:
         """The requests that the texts travel in, one after the other."""
         deadline = Deadline(self._timeout_s if timeout_s is None else timeout_s)
+        encoded = encode_texts(texts)
+        names = self.feature_names(timeout_s=deadline.remaining_s()) if by_name(features) else ()
+        numbers = None if features is None else encode_features(features, len(texts), names)
         batches = list(batch_slices(len(encoded)))
         for batch, name in zip(batches, request_ids(len(batches), request_id), strict=True):
-            yield batch, self._answer(encoded[batch], deadline, name, classes=classes)
+            beside = None if numbers is None else numbers[batch]
+            yield batch, self._answer(encoded[batch], beside, deadline, name, classes=classes)
 
-    def _answer(self, texts: Texts, deadline: Deadline, request_id: str, *, classes: bool) -> Answer:
+    def _answer(self, texts: Texts, features: Numbers | None, deadline: Deadline, request_id: str, *, classes: bool) -> Answer:
         """One request, sent until it is answered or given up."""
         attempts = Attempts(self._policy, self._budget, deadline)
         while True:
             try:
                 left_s = deadline.remaining_s()
-                answer = self._transport.infer(texts, classes=classes, timeout_s=left_s, request_id=request_id)
+                answer = self._transport.infer(
+                    texts, classes=classes, timeout_s=left_s, request_id=request_id, features=features
+                )
                 attempts.succeeded()
                 return checked(answer, texts)
             except ClassifierError as error:

@@ -4,6 +4,7 @@
     python -m clients.classify "How do I sort a list?" --url 127.0.0.1:8001 --table
     python -m clients.classify --protocol http --url 127.0.0.1:8000 < texts.txt
     tail -f service.log | python -m clients.classify
+    python -m clients.classify "a text" --features account_age_days=12 tags=3
     python -m clients.classify "a text" --url models.example.org:443 --tls --tls-ca ca.pem
 
 Without texts, each line of standard input is one, answered as it comes. Files with columns, or with lines that may be bad, are
@@ -27,7 +28,7 @@ import tyro
 
 from clients.classifier import DEFAULT_TIMEOUT_S, connect
 from clients.errors import BadRequest, ClassifierError, describe
-from clients.payload import encode_text
+from clients.payload import Features, encode_text
 from clients.prediction import Prediction
 from clients.retry import RetryPolicy
 from clients.tls import tls_from_flags
@@ -42,6 +43,8 @@ class Classify:
 
     texts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Texts to classify; standard input, a line each, when left out."""
+    features: tuple[str, ...] = ()
+    """Numbers beside every text, where the release reads some: NAME=VALUE each, or all values in its order."""
     url: str = "127.0.0.1:8001"
     """host:port of the server, for the protocol chosen."""
     protocol: ProtocolName = "grpc"
@@ -70,6 +73,19 @@ class Classify:
             raise UsageError(f"--timeout-s is {self.timeout_s}; it must be above 0")
         if self.retries < 0:
             raise UsageError(f"--retries is {self.retries}; at least 0 is needed")
+        self.numbers()
+
+    def numbers(self) -> Features | None:
+        """`features` as `Classifier.classify` takes them; None where there are none. Raises `UsageError` for others."""
+        pairs = [part.rpartition("=") for part in self.features]
+        named = [name for name, _, _ in pairs if name]
+        try:
+            values = [float(value) for _, _, value in pairs]
+        except ValueError as error:
+            raise UsageError(f"--features: {error}; give numbers, NAME=VALUE each or none with a name") from error
+        if named and (len(named) < len(pairs) or len(set(named)) < len(named)):
+            raise UsageError(f"--features is {' '.join(self.features)}; give each name once, or values alone")
+        return (dict(zip(named, values, strict=True)) if named else values) or None
 
 
 def classify(options: Classify) -> None:
@@ -83,7 +99,8 @@ def classify(options: Classify) -> None:
             options.url, options.protocol, model=options.model, timeout_s=options.timeout_s, retry=retry, tls=tls
         ) as classifier:
             for texts in batches:
-                for prediction in classifier.classify(texts, request_id=options.request_id):
+                beside = None if (numbers := options.numbers()) is None else [numbers] * len(texts)
+                for prediction in classifier.classify(texts, features=beside, request_id=options.request_id):
                     print(_row(prediction) if options.table else _json(prediction))
                     answered += 1
                 sys.stdout.flush()  # whoever waits at the other end of a pipe sees it now

@@ -1,20 +1,28 @@
 """Texts into request tensors and answers into numbers: pure functions, no transport.
 
-Shapes: B texts of one request, C classes.
+Shapes: B texts of one request, F features beside each, C classes.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from clients.errors import BadRequest
+from contract.features import wanted_in
 from contract.tensors import MAX_BATCH_SIZE, MAX_TEXT_BYTES
 
 Texts = npt.NDArray[np.object_]
+Numbers = npt.NDArray[np.float32]
+Features = Sequence[float] | Mapping[str, float]
+"""The numbers beside one text: in the release's order, or by name."""
+
+ASKING = "Which features are read?"
+"""A text that is sent without any, so that a release that reads features names them (`contract.features`)."""
 
 
 def encode_texts(texts: Sequence[str]) -> Texts:
@@ -45,6 +53,62 @@ def encode_text(text: str, name: str = "the text") -> bytes:
     if len(value) > MAX_TEXT_BYTES:
         raise BadRequest(f"{name} has {len(value)} bytes; at most {MAX_TEXT_BYTES} are allowed: shorten it")
     return value
+
+
+def encode_features(features: Sequence[Features], texts: int, names: Sequence[str] = ()) -> Numbers:
+    """[B, F] of the numbers beside each of so many texts; `names` are the release's, which mappings are ordered by.
+
+    What is no number is refused here, what is not finite by the server, which names it.
+
+    Raises:
+        BadRequest: another number of rows than texts, rows of different lengths, a name that is missing or not the release's,
+            or a value that is no number; its place is named.
+    """
+    if len(features) != texts:
+        raise BadRequest(f"{len(features)} rows of features come with {texts} texts; one for each is needed")
+    rows = [_in_order(row, number, names) if isinstance(row, Mapping) else list(row) for number, row in enumerate(features)]
+    found = np.empty((texts, len(rows[0]) if rows else 0), dtype=np.float32)
+    for number, row in enumerate(rows):
+        if len(row) != found.shape[1]:
+            raise BadRequest(f"text {number} has {len(row)} features, text 0 has {found.shape[1]}; all need the same")
+        for place, value in enumerate(row):
+            found[number, place] = _number(value, f"text {number}: the feature {names[place] if names else place}")
+    return found
+
+
+def by_name(features: Sequence[Features] | None) -> bool:
+    """Whether the release's names are needed to put these in order."""
+    return features is not None and any(isinstance(row, Mapping) for row in features)
+
+
+def names_wanted(refusal: BadRequest) -> list[str]:
+    """The names of the features that a server wants. Raises `refusal` itself where it is about something else."""
+    if names := wanted_in(str(refusal)):
+        return names
+    raise refusal
+
+
+def _in_order(row: Mapping[str, float], number: int, names: Sequence[str]) -> list[float]:
+    for what, wrong in (
+        ("lacks", [name for name in names if name not in row]),
+        ("has", [name for name in row if name not in names]),
+    ):
+        if wrong:
+            raise BadRequest(
+                f"text {number} {what} the feature {wrong[0]!r}; this release reads {', '.join(names) or 'text alone'}"
+            )
+    return [row[name] for name in names]
+
+
+def _number(value: Any, name: str) -> float:
+    """`value` as the server gets it: beyond FP32 it is infinite, which the server refuses."""
+    try:
+        if not isinstance(value, str | bytes | bool):
+            with np.errstate(over="ignore"):
+                return float(np.float32(float(value)))
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise BadRequest(f"{name} is {value!r}; a finite number is needed")
 
 
 def batch_slices(count: int) -> Iterator[slice]:

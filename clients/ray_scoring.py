@@ -25,7 +25,7 @@ from ray.data.block import BlockMetadata
 
 from clients.async_classifier import connect_async
 from clients.errors import ClassifierError, describe
-from clients.scoring import FIELDS, Result, Scorer, prepare
+from clients.scoring import FIELDS, Result, Row, Scorer, prepare
 from clients.tables import open_table
 from contract.command import Failure
 
@@ -47,6 +47,8 @@ class Job:
 
     input: Path
     text_column: str
+    feature_columns: tuple[str, ...]
+    """Of what the release reads beside each text, in its order; none where it reads text alone."""
     part_rows: int
     skip_parts: int
     """Parts that are finished already."""
@@ -109,14 +111,14 @@ class _Texts(ray.data.Datasource):  # type: ignore[misc]
 
 
 def _blocks(job: Job) -> Iterable[pyarrow.Table]:
-    schema = pyarrow.schema([("text", pyarrow.large_string()), ("problem", pyarrow.large_string())])
+    numbers = pyarrow.list_(pyarrow.float64())
+    schema = pyarrow.schema([("text", pyarrow.large_string()), ("problem", pyarrow.large_string()), ("features", numbers)])
     table = open_table(job.input)
     try:
-        for chunk in islice(table.read([job.text_column], job.part_rows), job.skip_parts, None):
-            texts, problems = zip(*prepare(chunk, job.text_column), strict=True)
-            yield pyarrow.Table.from_arrays(
-                [pyarrow.array(texts, schema.types[0]), pyarrow.array(problems, schema.types[1])], schema=schema
-            )
+        for chunk in islice(table.read([job.text_column, *job.feature_columns], job.part_rows), job.skip_parts, None):
+            columns = zip(*prepare(chunk, job.text_column, job.feature_columns), strict=True)
+            arrays = [pyarrow.array(column, kind) for column, kind in zip(columns, schema.types, strict=True)]
+            yield pyarrow.Table.from_arrays(arrays, schema=schema)
     finally:
         table.close()
 
@@ -130,7 +132,7 @@ class _Client:
 
     def __call__(self, rows: pyarrow.Table) -> pyarrow.Table:
         """Columns `FIELDS` and `FAILURE`, a row each."""
-        pairs = list(zip(rows.column("text").to_pylist(), rows.column("problem").to_pylist(), strict=True))
+        pairs = [Row(*values) for values in zip(*(rows.column(name).to_pylist() for name in Row._fields), strict=True)]
         results, failure = [Result()] * len(pairs), None
         try:
             results = self._loop.run_until_complete(self._scorer.score(pairs))

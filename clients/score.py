@@ -48,6 +48,8 @@ class Score:
     """File to write: .csv or .parquet; it must not exist."""
     text_column: str
     """Name of the column that holds the texts."""
+    feature_columns: tuple[str, ...] | None = None
+    """Columns of the numbers that the release reads beside each text, in its order; those of its own names when left out."""
     url: str = "127.0.0.1:8001"
     """host:port of the server, for the protocol chosen."""
     protocol: ProtocolName = "grpc"
@@ -166,6 +168,25 @@ def _kept_columns(options: Score, table: Table) -> list[str]:
     return kept
 
 
+def _feature_columns(options: Score, table: Table) -> tuple[str, ...]:
+    """The columns of what the release reads beside the text, which the server is asked for. Raises UsageError."""
+
+    async def ask() -> list[str]:
+        async with connect_async(**options.connection()) as classifier:
+            return await classifier.feature_names()
+
+    names = asyncio.run(ask())
+    given = tuple(names) if options.feature_columns is None else options.feature_columns
+    reads = f"the release reads {', '.join(names) if names else 'text alone'}"
+    if len(given) != len(names):
+        raise UsageError(f"--feature-columns names {len(given)} column(s); {reads}")
+    if missing := [name for name in given if name not in table.names]:
+        raise UsageError(
+            f"{options.input} has no column {missing[0]!r}; {reads}: name its columns in this order by --feature-columns"
+        )
+    return given
+
+
 def _new_columns(options: Score) -> dict[str, type]:
     return {options.prefix + name: kind for name, kind in FIELDS.items()}
 
@@ -175,7 +196,8 @@ def _manifest(options: Score, kept: list[str]) -> dict[str, Any]:
     status = options.input.stat()
     names = ("text_column", "model", "prefix", "part_rows")
     found = {"input": options.input.name, "input_bytes": status.st_size, "input_mtime_ns": status.st_mtime_ns, "columns": kept}
-    return found | {name: getattr(options, name) for name in names}
+    given = {"feature_columns": list(options.feature_columns)} if options.feature_columns else {}
+    return found | given | {name: getattr(options, name) for name in names}
 
 
 class _Run:
@@ -186,10 +208,17 @@ class _Run:
         parquet = options.output.suffix == ".parquet"
         self.schema = output_schema(table, kept, _new_columns(options)) if parquet else None
         self.summary, self.started = Summary(), time.perf_counter()
+        self.beside: tuple[str, ...] = ()
 
     def finish(self) -> Summary:
         """Score what is missing, join all parts, remove them."""
-        columns = list(dict.fromkeys([*self.kept, self.options.text_column]))
+        try:
+            self.beside = _feature_columns(self.options, self.table)
+        except UsageError:
+            if not self.parts.done:
+                self.parts.remove()
+            raise
+        columns = list(dict.fromkeys([*self.kept, self.options.text_column, *self.beside]))
         chunks = islice(self.table.read(columns, self.options.part_rows), self.parts.done, None)
         with tqdm(total=self.table.size, unit=self.table.unit, unit_scale=True, desc="score", delay=2) as bar:
             if self.options.ray is None:
@@ -205,7 +234,7 @@ class _Run:
         options = self.options
         async with connect_async(**options.connection()) as classifier:
             scorer = Scorer(classifier, batch=options.batch, in_flight=options.in_flight)
-            scored = in_order(chunks, scorer, lambda chunk: prepare(chunk, options.text_column))
+            scored = in_order(chunks, scorer, lambda chunk: prepare(chunk, options.text_column, self.beside))
             async with aclosing(scored):
                 async for chunk, results in scored:
                     self._take(chunk, results, bar)
@@ -222,6 +251,7 @@ class _Run:
             skip_parts=self.parts.done,
             connection=options.connection(),
             actors=options.ray_actors,
+            feature_columns=self.beside,
             **shared,
         )
         with closing(results_from_ray(str(options.ray), job)) as results:

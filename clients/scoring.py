@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from clients.async_classifier import AsyncClassifier
 from clients.errors import BadRequest
@@ -30,23 +31,49 @@ class Result:
 FIELDS: dict[str, type] = {"label": str, "score": float, "truncated": bool, "release": str, "error": str}
 """The columns that a result becomes."""
 
-Prepared = list[tuple[str | None, str | None]]
-"""(text, None) or (None, why there is nothing to classify), one a row."""
+
+class Row(NamedTuple):
+    """One row to score."""
+
+    text: str | None
+    """None where there is nothing to classify."""
+    problem: str | None
+    """Why; None where there is."""
+    features: list[float] | None = None
+    """The numbers beside the text, where the release reads some."""
 
 
-def prepare(chunk: Chunk, text_column: str) -> Prepared:
-    """The texts of a chunk, those that no server would take told apart."""
-    return [_prepared(text, problem) for text, problem in zip(chunk.values(text_column), chunk.problems, strict=True)]
+Prepared = list[Row]
 
 
-def _prepared(text: Any, problem: str) -> tuple[str | None, str | None]:
+def prepare(chunk: Chunk, text_column: str, feature_columns: Sequence[str] = ()) -> Prepared:
+    """The rows of a chunk, those that no server would take told apart."""
+    beside = [chunk.values(column) for column in feature_columns]
+    texts = zip(chunk.values(text_column), chunk.problems, strict=True)
+    return [
+        _prepared(text, problem, {name: cells[row] for name, cells in zip(feature_columns, beside, strict=True)})
+        for row, (text, problem) in enumerate(texts)
+    ]
+
+
+def _prepared(text: Any, problem: str, features: dict[str, Any]) -> Row:
     try:
         if not problem:
             encode_text(text)
-            return text, None
+            return Row(text, None, [_number(name, cell) for name, cell in features.items()] or None)
     except BadRequest as error:
         problem = str(error)
-    return None, problem
+    return Row(None, problem)
+
+
+def _number(name: str, cell: Any) -> float:
+    try:
+        value = float(cell)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise BadRequest(f"the feature {name} is {cell!r}; a finite number is needed")
+    return value
 
 
 class Scorer:
@@ -58,33 +85,34 @@ class Scorer:
 
     async def score(self, rows: Prepared) -> list[Result]:
         """One result a row, in order. Raises ClassifierError when a request fails for another reason than its texts."""
-        good = [number for number, (text, _) in enumerate(rows) if text is not None]
-        texts = [text for text, _ in rows if text is not None]
+        good = [number for number, row in enumerate(rows) if row.text is not None]
         found: dict[int, Result] = {}
 
         async def send(start: int) -> None:
             numbers = good[start : start + self._batch]
             async with self._slots:
-                results = await self._classify(texts[start : start + self._batch])
+                results = await self._classify([rows[number] for number in numbers])
             found.update(zip(numbers, results, strict=True))
 
         try:
             async with asyncio.TaskGroup() as group:
-                for start in range(0, len(texts), self._batch):
+                for start in range(0, len(good), self._batch):
                     group.create_task(send(start))
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
-        return [found[number] if text is not None else Result(error=problem) for number, (text, problem) in enumerate(rows)]
+        return [found.get(number) or Result(error=row.problem) for number, row in enumerate(rows)]
 
-    async def _classify(self, texts: Sequence[str]) -> list[Result]:
+    async def _classify(self, rows: Prepared) -> list[Result]:
         """One request; when the server refuses its texts, halves of it, until the bad ones stand alone."""
+        texts = [row.text for row in rows if row.text is not None]
+        features = [row.features for row in rows if row.features is not None] or None
         try:
-            predictions = await self._classifier.classify(texts)
+            predictions = await self._classifier.classify(texts, features=features)
         except BadRequest as error:
-            if len(texts) == 1:
+            if len(rows) == 1:
                 return [Result(error=str(error))]
-            half = len(texts) // 2
-            return await self._classify(texts[:half]) + await self._classify(texts[half:])
+            half = len(rows) // 2
+            return await self._classify(rows[:half]) + await self._classify(rows[half:])
         return [Result(row.label, row.score, row.truncated, row.release) for row in predictions]
 
 

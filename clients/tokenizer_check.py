@@ -24,7 +24,7 @@ from clients.wire import DEFAULT_TIMEOUT_S, translated
 from contract.command import Failure, UsageError, run_command
 from contract.files import read_json
 from contract.release import RELEASE_FILE
-from contract.tensors import ATTENTION_MASK, INPUT_IDS, RELEASE, TEXT, TOKENIZER
+from contract.tensors import ATTENTION_MASK, FEATURES, INPUT_IDS, RELEASE, TEXT, TOKENIZER
 from contract.tokenizer import CONTRACT_FILE, CONTRACT_SCHEMA, ids_digest
 
 Tokenize = Callable[[bytes], tuple[list[int], str]]
@@ -52,13 +52,14 @@ class TokenizerCheck:
 def check_tokenizer(options: TokenizerCheck) -> int:
     """Run the command; the number of golden texts that agree. Raises Failure for the first that does not."""
     folder = options.release / TOKENIZER
-    contract, release = read_json(folder / CONTRACT_FILE), read_json(folder / RELEASE_FILE)["release"]
+    contract, facts = read_json(folder / CONTRACT_FILE), read_json(folder / RELEASE_FILE)
+    features = len(facts.get("features", []))
     if contract.get("schema") != CONTRACT_SCHEMA:
         raise UsageError(f"{folder / CONTRACT_FILE} has schema {contract.get('schema')}; this version reads {CONTRACT_SCHEMA}")
     with translated(options.url, options.timeout_s):
         client = tritonclient.grpc.InferenceServerClient(options.url)
     try:
-        compare(contract, release, lambda text: _tokenize(client, options, text))
+        compare(contract, facts["release"], lambda text: _tokenize(client, options, text, features))
     except ClassifierError as error:
         raise Failure(describe(error)) from error
     finally:
@@ -87,10 +88,13 @@ def compare(contract: dict[str, Any], release: str, tokenize: Tokenize) -> None:
         raise Failure(f"{text!r} is no text, and the tokenizer takes it")
 
 
-def _tokenize(client: Any, options: TokenizerCheck, text: bytes) -> tuple[list[int], str]:
-    tensor = tritonclient.grpc.InferInput(TEXT, [1, 1], "BYTES").set_data_from_numpy(np.array([[text]], dtype=object))
+def _tokenize(client: Any, options: TokenizerCheck, text: bytes, features: int) -> tuple[list[int], str]:
+    tensors = [tritonclient.grpc.InferInput(TEXT, [1, 1], "BYTES").set_data_from_numpy(np.array([[text]], dtype=object))]
+    if features:
+        zeros = np.zeros((1, features), np.float32)
+        tensors.append(tritonclient.grpc.InferInput(FEATURES, [1, features], "FP32").set_data_from_numpy(zeros))
     with translated(options.url, options.timeout_s):
-        result = client.infer(TOKENIZER, [tensor], model_version=options.version, client_timeout=options.timeout_s)
+        result = client.infer(TOKENIZER, tensors, model_version=options.version, client_timeout=options.timeout_s)
     ids, mask, release = (result.as_numpy(name) for name in (INPUT_IDS, ATTENTION_MASK, RELEASE))
     if ids is None or mask is None or release is None or ids.shape != mask.shape:
         raise ServerError(f"{options.url}: {TOKENIZER} answers without {INPUT_IDS}, {ATTENTION_MASK} and {RELEASE}")

@@ -10,7 +10,7 @@ import tritonclient.grpc
 import tritonclient.http
 
 from clients.errors import Unavailable
-from clients.payload import Texts
+from clients.payload import Numbers, Texts
 from clients.tls import Tls
 from clients.wire import CONNECT_TIMEOUT_S, GRPC_OPTIONS, Answer, ProtocolName, arrays_of, late, request_of, translated
 from contract.tensors import CLASSIFIER
@@ -21,9 +21,18 @@ __all__ = ["TRANSPORTS", "Answer", "GrpcTransport", "HttpTransport", "ProtocolNa
 class Transport(Protocol):
     """How a request reaches the server. Failures are raised as `clients.errors`."""
 
-    def infer(self, texts: Texts, *, classes: bool, timeout_s: float | None = None, request_id: str = "") -> Answer:
+    def infer(
+        self,
+        texts: Texts,
+        *,
+        classes: bool,
+        timeout_s: float | None = None,
+        request_id: str = "",
+        features: Numbers | None = None,
+    ) -> Answer:
         """Send [B, 1] texts; `logits` comes back as FP32 [B, C], or with `classes` as BYTES [B, C] with labels.
 
+        `features` [B, F] go along where the release reads them.
         `timeout_s` bounds the whole exchange; None: what the transport was made with.
         """
 
@@ -43,10 +52,18 @@ class GrpcTransport:
         with translated(url, timeout_s):
             self._client = tritonclient.grpc.InferenceServerClient(url, channel_args=GRPC_OPTIONS, **options)
 
-    def infer(self, texts: Texts, *, classes: bool, timeout_s: float | None = None, request_id: str = "") -> Answer:
+    def infer(
+        self,
+        texts: Texts,
+        *,
+        classes: bool,
+        timeout_s: float | None = None,
+        request_id: str = "",
+        features: Numbers | None = None,
+    ) -> Answer:
         """See `Transport.infer`."""
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
-        request = request_of(tritonclient.grpc, texts, classes=classes, request_id=request_id)
+        request = request_of(tritonclient.grpc, texts, classes=classes, request_id=request_id, features=features)
         with translated(self.url, timeout_s):
             return arrays_of(self._client.infer(self.model, client_timeout=timeout_s, **request))
 
@@ -77,9 +94,17 @@ class HttpTransport:
         with translated(self.url, self.timeout_s):
             return tritonclient.http.InferenceServerClient(self.url, **self._options)
 
-    def infer(self, texts: Texts, *, classes: bool, timeout_s: float | None = None, request_id: str = "") -> Answer:
+    def infer(
+        self,
+        texts: Texts,
+        *,
+        classes: bool,
+        timeout_s: float | None = None,
+        request_id: str = "",
+        features: Numbers | None = None,
+    ) -> Answer:
         """See `Transport.infer`."""
-        request = request_of(tritonclient.http, texts, classes=classes, request_id=request_id)
+        request = request_of(tritonclient.http, texts, classes=classes, request_id=request_id, features=features)
         return arrays_of(self._within(timeout_s, lambda: self._client.infer(self.model, **request)))
 
     def ready(self) -> bool:

@@ -14,8 +14,8 @@ import numpy.typing as npt
 from tritonclient.utils import InferenceServerException
 
 from clients.errors import ClassifierError, TimedOut, Unavailable, from_status, untrusted
-from clients.payload import Texts
-from contract.tensors import LOGITS, RELEASE, TEXT, TRUNCATED
+from clients.payload import Numbers, Texts
+from contract.tensors import FEATURES, LOGITS, RELEASE, TEXT, TRUNCATED
 
 Answer = dict[str, npt.NDArray[Any]]
 ProtocolName = Literal["grpc", "http"]
@@ -38,14 +38,18 @@ GRPC_OPTIONS = [
 _HINT = "is the server running? python -m serving starts one"
 
 
-def request_of(library: ModuleType, texts: Texts, *, classes: bool, request_id: str) -> dict[str, Any]:
+def request_of(
+    library: ModuleType, texts: Texts, *, classes: bool, request_id: str, features: Numbers | None = None
+) -> dict[str, Any]:
     """Arguments of `infer` of a client of `library`, tritonclient.grpc or tritonclient.http: [B, 1] texts, all outputs."""
     requested = [
         library.InferRequestedOutput(LOGITS, class_count=ALL_CLASSES if classes else 0),
         *(library.InferRequestedOutput(name) for name in (TRUNCATED, RELEASE)),
     ]
-    tensor = library.InferInput(TEXT, list(texts.shape), "BYTES").set_data_from_numpy(texts)
-    return {"inputs": [tensor], "outputs": requested, "request_id": request_id}
+    tensors = [library.InferInput(TEXT, list(texts.shape), "BYTES").set_data_from_numpy(texts)]
+    if features is not None:
+        tensors.append(library.InferInput(FEATURES, list(features.shape), "FP32").set_data_from_numpy(features))
+    return {"inputs": tensors, "outputs": requested, "request_id": request_id}
 
 
 def arrays_of(result: Any) -> Answer:

@@ -1,6 +1,6 @@
 """A release's own expected answers: texts, and the logits that its checkpoint gave for them when it was built.
 
-    RELEASE/probes.json      {"texts": [...], "logits": [[...], ...], "bound": 0.001, "agreement": 0.95}
+    RELEASE/probes.json      {"texts": [...], "features": [], "logits": [[...], ...], "bound": 0.001, "agreement": 0.95}
 
 With them whoever loads the release, on any machine, can tell an engine that answers from one that answers rightly, whatever
 another release says. `builders` write the file, `serving` replays it.
@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from contract.command import UsageError
 from contract.files import read_json, write_json
@@ -32,6 +33,14 @@ class Probes:
     """Largest difference of a logit that this release's engine may show; low precision has a wide one."""
     agreement: float
     """Smallest share of texts whose label must be the checkpoint's."""
+    features: list[list[float]] = dataclasses.field(default_factory=list)
+    """Numbers beside each text; empty where the release reads text alone."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        """{"text"} of each, and "features" where the release reads them."""
+        if not self.features:
+            return [{"text": text} for text in self.texts]
+        return [{"text": text, "features": row} for text, row in zip(self.texts, self.features, strict=True)]
 
     def write(self, folder: Path) -> None:
         """Write `folder`/probes.json."""
@@ -66,6 +75,7 @@ def read_probes(folder: Path) -> Probes:
     path = folder / PROBES_FILE
     value = read_json(path)
     fields = {field.name for field in dataclasses.fields(Probes)}
+    value = {"features": []} | value if isinstance(value, dict) else value  # older ones have no such key
     if not isinstance(value, dict) or set(value) != fields or not value["texts"] or len(value["texts"]) != len(value["logits"]):
         raise UsageError(f"{path} does not hold probe texts and a row of logits for each; build the release again")
     return Probes(**value)

@@ -22,7 +22,7 @@ from contract.files import read_json, sha256_of, write_json
 
 MANIFEST_FILE = "manifest.json"
 LABELS_FILE = "labels.txt"
-RELEASE_FILE = "release.json"  # beside the tokenizer: {"release": id}, what the served answer carries
+RELEASE_FILE = "release.json"  # beside the tokenizer: {"release": id, "features": names}, what answers carry and requests need
 SCHEMA = 2
 
 
@@ -52,6 +52,8 @@ class Manifest:
     """Shapes the engine was optimised for; empty where any shape is served."""
     max_length: int
     """Tokens the model reads of one text; longer ones are truncated and flagged."""
+    features: list[str] = dataclasses.field(default_factory=list)
+    """Names of the numbers that it reads beside each text, in the order of `features`; empty where it reads text alone."""
     checkpoint_sha256: str
     """Of the merged checkpoint's model.safetensors."""
     tokenizer_sha256: str
@@ -93,6 +95,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     value = read_json(folder / MANIFEST_FILE)
     names = {field.name for field in dataclasses.fields(Manifest)}
+    value = {"features": []} | value if isinstance(value, dict) else value  # older ones of this schema read text alone
     if not isinstance(value, dict) or set(value) != names or value["schema"] != SCHEMA:
         said = f" (it says schema {value['schema']!r})" if isinstance(value, dict) and "schema" in value else ""
         raise UsageError(

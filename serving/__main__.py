@@ -136,6 +136,7 @@ def _supervise(options: Serve, repository: Repository, started: Callable[[], Non
         pid=os.getpid(),
         **{f"{name}_url": f"{options.address}:{port}" for name, port in ports.items()},
         control_token=secrets.token_hex(16),
+        features=repository.features(),
     )
     stop_on_signals()
     log = options.log or options.repository.with_name(options.repository.name + ".log")

@@ -91,7 +91,8 @@ class Deployment:
             return
         try:
             with connect(self.state.http_url, "http", model=ensemble, retry=PATIENT) as classifier:
-                answered = classifier.classify([PROBE_TEXT])[0].release
+                beside = [[0.0] * self.state.features] if self.state.features else None
+                answered = classifier.classify([PROBE_TEXT], features=beside)[0].release
         except ClassifierError as error:
             raise Failure(f"{ensemble} does not answer as {release}: {error}") from error
         if answered != release:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -24,6 +24,8 @@ from contract.tensors import BUCKET_LENGTHS, CANDIDATE, CLASSIFIER
 from serving.deployment import PATIENT
 
 Answered = TypeVar("Answered")
+Row = dict[str, Any]
+"""{"text"}, and "features" where the releases read them."""
 
 PAUSE = 3.0
 """After a probe, in times of how long its answer took. At 1, a server with a load of 80 % was overloaded while it compared."""
@@ -40,7 +42,7 @@ class Gate:
     max_slowdown: float = 3.0
     """Largest median latency, one request in flight, relative to the serving release's."""
     probe: Path | None = None
-    """File of more texts to compare on: one a line, or with the suffix .jsonl an object with "text" a line."""
+    """File of more texts to compare on: one a line, or with the suffix .jsonl an object with "text" (and "features") a line."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.agreement <= 1:
@@ -48,11 +50,9 @@ class Gate:
         if not self.max_slowdown > 0:
             raise UsageError(f"--max-slowdown is {self.max_slowdown}; it must be above 0")
 
-    def texts(self) -> list[str]:
-        """The texts of `probe`. Raises `UsageError` when it cannot be read or has none."""
-        if self.probe is None:
-            return []
-        return read_texts(self.probe)
+    def rows(self) -> list[Row]:
+        """Those of `probe`. Raises `UsageError` when it cannot be read or has none."""
+        return [] if self.probe is None else read_rows(self.probe)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,45 +72,44 @@ class Comparison:
         return self.new_ms / self.old_ms
 
 
-def read_texts(path: Path) -> list[str]:
-    """Texts of a file: one a line, or the "text" of each object of a .jsonl file. Raises `UsageError` when there is none."""
+def read_rows(path: Path) -> list[Row]:
+    """Rows of a file: a text a line, or each object of a .jsonl file. Raises `UsageError` when there is none."""
     if path.suffix == ".jsonl":
-        rows = list(read_json_lines(path))
+        rows: list[Row] = list(read_json_lines(path))
         if not all(isinstance(row, dict) and isinstance(row.get("text"), str) for row in rows):
             raise UsageError(f'{path} must have an object with a "text" on every line')
-        texts = [row["text"] for row in rows]
     else:
         try:
-            texts = path.read_text(encoding="utf-8").splitlines()
+            rows = [{"text": text} for text in path.read_text(encoding="utf-8").splitlines()]
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"cannot read texts from {path}: {error}") from error
-    texts = [text for text in texts if text.strip()]
-    if not texts:
+    rows = [row for row in rows if row["text"].strip()]
+    if not rows:
         raise UsageError(f"{path} holds no text")
-    return texts
+    return rows
 
 
-def warm_up(url: str, max_length: int) -> int:
-    """Send the candidate a text of every bucket length of the release; how many those were."""
+def warm_up(url: str, max_length: int, row: Row) -> int:
+    """Send the candidate a text of every bucket length of the release, all with the features of `row`; how many those were."""
     lengths = [length for length in BUCKET_LENGTHS if length <= max_length] or [max_length]
     with connect(url, "http", model=CANDIDATE, retry=PATIENT) as candidate:
         for length in tqdm(lengths, desc="warming", unit="texts", leave=False, mininterval=0.5):
-            _ask(candidate.classify, "a " * max(length - 2, 1))  # two tokens are [CLS] and [SEP]
+            _ask(candidate.classify, row | {"text": "a " * max(length - 2, 1)})  # two tokens are [CLS] and [SEP]
     return len(lengths)
 
 
 def check_answers(url: str, probes: Probes) -> None:
     """Raise `Failure` unless the candidate gives its own checkpoint's answers on this very server."""
     with connect(url, "http", model=CANDIDATE, retry=PATIENT) as candidate:
-        texts = tqdm(probes.texts, desc="replaying", unit="texts", leave=False, mininterval=0.5)
-        logits = [_ask(candidate.logits, text)[0][0].tolist() for text in texts]
+        rows = tqdm(probes.rows(), desc="replaying", unit="texts", leave=False, mininterval=0.5)
+        logits = [_ask(candidate.logits, row)[0][0].tolist() for row in rows]
     wrong = probes.failures(logits)
     if wrong:
         raise Failure(f"the new release does not give its checkpoint's answers on this server: {'; '.join(wrong)}")
 
 
-def compare(url: str, texts: Sequence[str]) -> Comparison:
-    """Classify the texts with both releases, one request in flight, the order of the two changing from text to text."""
+def compare(url: str, rows: Sequence[Row]) -> Comparison:
+    """Classify the rows with both releases, one request in flight, the order of the two changing from text to text."""
     agreed = 0
     seconds: dict[str, list[float]] = {CLASSIFIER: [], CANDIDATE: []}
     with (
@@ -118,16 +117,16 @@ def compare(url: str, texts: Sequence[str]) -> Comparison:
         connect(url, "http", model=CANDIDATE, retry=PATIENT) as candidate,
     ):
         pair = [(CLASSIFIER, serving), (CANDIDATE, candidate)]
-        for number, text in enumerate(tqdm(texts, desc="comparing", unit="texts", leave=False, mininterval=0.5)):
+        for number, row in enumerate(tqdm(rows, desc="comparing", unit="texts", leave=False, mininterval=0.5)):
             labels = set()
             for name, classifier in pair if number % 2 else reversed(pair):
-                (prediction,), taken = _ask(classifier.classify, text)
+                (prediction,), taken = _ask(classifier.classify, row)
                 seconds[name].append(taken)
                 labels.add(prediction.label)
             agreed += len(labels) == 1
     return Comparison(
-        texts=len(texts),
-        agreement=agreed / len(texts),
+        texts=len(rows),
+        agreement=agreed / len(rows),
         old_ms=1000 * statistics.median(seconds[CLASSIFIER]),
         new_ms=1000 * statistics.median(seconds[CANDIDATE]),
     )
@@ -147,11 +146,11 @@ def check_comparison(comparison: Comparison, gate: Gate) -> None:
         )
 
 
-def _ask(question: Callable[[Sequence[str]], Answered], text: str) -> tuple[Answered, float]:
-    """The answer to one text and the seconds that it took, after the pause."""
+def _ask(question: Callable[..., Answered], row: Row) -> tuple[Answered, float]:
+    """The answer to one row and the seconds that it took, after the pause."""
     started = time.perf_counter()
     try:
-        answer = question([text])
+        answer = question([row["text"]], features=[row["features"]] if row.get("features") else None)
     except ClassifierError as error:
         raise Failure(f"a probe was not answered: {type(error).__name__}: {error}") from error
     seconds = time.perf_counter() - started

@@ -14,15 +14,17 @@ from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from typing import Any
 
-from contract.tensors import ATTENTION_MASK, CLASSIFIER, ENGINE, INPUT_IDS, TEXT, TOKENIZER
+from contract.tensors import ATTENTION_MASK, CLASSIFIER, ENGINE, FEATURES, INPUT_IDS, TEXT, TOKENIZER
 from serving.state import CONTROL_HEADER, ServerState
 
 PROBE_TEXT = "Which release is this?"
 OK = 200
 LOAD_TIMEOUT_S = 300.0
 
-_TEXT_INPUT = [{"name": TEXT, "shape": [1, 1], "datatype": "BYTES", "data": [PROBE_TEXT]}]
-_IDS_INPUT = [{"name": name, "shape": [1, 1], "datatype": "INT32", "data": [1]} for name in (INPUT_IDS, ATTENTION_MASK)]
+_TEXT_INPUT: list[dict[str, Any]] = [{"name": TEXT, "shape": [1, 1], "datatype": "BYTES", "data": [PROBE_TEXT]}]
+_IDS_INPUT: list[dict[str, Any]] = [
+    {"name": name, "shape": [1, 1], "datatype": "INT32", "data": [1]} for name in (INPUT_IDS, ATTENTION_MASK)
+]
 _INPUTS = {CLASSIFIER: _TEXT_INPUT, TOKENIZER: _TEXT_INPUT, ENGINE: _IDS_INPUT}
 
 
@@ -53,10 +55,11 @@ def ask(url: str, path: str, body: dict[str, Any] | None, timeout_s: float, **he
     return Outcome(response.status, text)
 
 
-def infer(url: str, model: str, version: int | None, timeout_s: float) -> Outcome:
-    """Have `model` answer one short text; of a step, name the version."""
+def infer(url: str, model: str, version: int | None, timeout_s: float, *, features: int = 0) -> Outcome:
+    """Have `model` answer one short text with so many zeros beside it; of a step, name the version."""
     path = f"/v2/models/{model}{f'/versions/{version}' if version else ''}/infer"
-    return ask(url, path, {"inputs": _INPUTS[model]}, timeout_s)
+    beside = [{"name": FEATURES, "shape": [1, features], "datatype": "FP32", "data": [0.0] * features}] if features else []
+    return ask(url, path, {"inputs": _INPUTS[model] + beside}, timeout_s)
 
 
 def load(state: ServerState, model: str) -> Outcome:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from contract.command import Failure, UsageError
+from contract.features import check_same_features
 from contract.probes import read_probes
 from contract.release import Manifest, read_manifest
 from contract.tensors import CANDIDATE, STEPS
@@ -55,6 +56,8 @@ def publish(
         log, deployment = ReleaseLog(repository.path), Deployment.find(repository, url)
         _check_new(manifest, repository, stage=stage)
         with _undone_on_failure(deployment, log, manifest.release, version):
+            if repository.pinned() is None:
+                repository.take_features(len(manifest.features))
             _bring_in(release, deployment, version, log)
             if placement := manifest.hardware.get("placement"):
                 repository.lay_out(placement["instances"])
@@ -71,6 +74,8 @@ def publish(
 def _check_new(manifest: Manifest, repository: Repository, *, stage: bool) -> None:
     if stage and repository.pinned() is None:
         raise UsageError("nothing serves yet, so there is nothing to stage a candidate beside; publish without --stage")
+    if (serving := repository.pinned()) is not None:
+        check_same_features(manifest.features, repository.feature_names(serving), manifest.release)
     for role, version in (("serves", repository.pinned()), ("is the candidate", repository.candidate())):
         if version is not None and repository.release(version) == manifest.release:
             raise UsageError(f"{manifest.release} is published already, as version {version}, which {role}")
@@ -124,11 +129,11 @@ def _prove(url: str, version: int, *, gate: Gate, shadow: Shadow | None, log: Re
     repository = Repository(log.repository)
     probes = repository.probes(version)
     with log.step("warm", version=version) as found:
-        found["texts"] = warm_up(url, int(repository.manifest(version)["max_length"]))
+        found["texts"] = warm_up(url, int(repository.manifest(version)["max_length"]), probes.rows()[0])
     with log.step("replay", version=version, texts=len(probes.texts)):
         check_answers(url, probes)
     with log.step("compare", version=version) as found:
-        comparison = compare(url, [*probes.texts, *gate.texts()])
+        comparison = compare(url, [*probes.rows(), *gate.rows()])
         found.update(agreement=round(comparison.agreement, 4), slowdown=round(comparison.slowdown, 3))
         check_comparison(comparison, gate)
     if shadow is not None:

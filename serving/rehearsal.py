@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ def run_rehearsal(
     configs: dict[str, dict[str, Any]],
     texts: list[str],
     packages: list[str],
+    features: Sequence[list[float]] = (),
     niceness: int = NICENESS,
     timeout_s: float = TIMEOUT_S,
 ) -> Rehearsal:
@@ -55,6 +57,7 @@ def run_rehearsal(
     Args:
         copy: folder laid out as a repository.
         configs: of each step that a python model serves (`Repository.step_config`).
+        features: numbers beside each text; none where the release reads text alone.
 
     Raises:
         Failure: a model does not start or does not answer; with its own words.
@@ -64,6 +67,7 @@ def run_rehearsal(
         "version": str(version),
         "steps": [{"folder": str((copy / step).resolve()), "config": _on_one_thread(configs[step])} for step in steps],
         "texts": texts,
+        "features": features,
         "packages": packages,
         "niceness": niceness,
     }
@@ -106,6 +110,7 @@ def rehearse(repository: Repository, version: int, *, copy: Path | None = None, 
         version,
         configs={step: repository.step_config(step) for step in STEPS},
         texts=probes.texts,
+        features=probes.features,
         packages=sorted(versions),
         niceness=niceness,
     )

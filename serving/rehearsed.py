@@ -194,6 +194,8 @@ def rehearse(order: dict[str, Any]) -> dict[str, Any]:
 
     seconds: dict[str, float] = {}
     arrays: dict[str, Any] = {"TEXT": np.array([[text.encode()] for text in order["texts"]], dtype=np.object_)}
+    if order["features"]:
+        arrays["features"] = np.array(order["features"], dtype=np.float32)
     for step in order["steps"]:
         started = time.perf_counter()
         config = step["config"]

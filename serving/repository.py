@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from contract.files import read_json, sha256_of, write_bytes
 from contract.probes import PROBES_FILE, Probes, read_probes
 from contract.release import LABELS_FILE, MANIFEST_FILE, RELEASE_FILE
 from contract.tensors import CANDIDATE, CLASSIFIER, ENGINE, ENSEMBLES, LOGITS, STEPS, TOKENIZER
+from serving.features import take_features, taken_features
 
 DEFAULT_REPOSITORY = Path("build/model_repository")
 
@@ -72,6 +74,10 @@ class Repository:
         """The id of the release that is published as `version`."""
         return str(read_json(self.folder(version) / RELEASE_FILE)["release"])
 
+    def feature_names(self, version: int) -> list[str]:
+        """Names of the numbers that the release published as `version` reads beside each text."""
+        return [str(name) for name in read_json(self.folder(version) / RELEASE_FILE).get("features", [])]
+
     def folder(self, version: int) -> Path:
         """Where the tokenizer of `version` lies, with the release's manifest and probes beside it."""
         return self.path / TOKENIZER / str(version)
@@ -104,6 +110,15 @@ class Repository:
     def instances(self, step: str) -> int:
         """How many processes a version of a step has, where a python model serves it."""
         return sum(max(group.count, 1) for group in self._step(step).instance_group) or 1
+
+    def features(self) -> int:
+        """How many numbers every release of this repository reads beside each text."""
+        return taken_features(self._read(self.path / ENGINE / _CONFIG))
+
+    def take_features(self, count: int) -> None:
+        """Make the models take so many, at their next load, for every kind of hardware; only before the first release."""
+        for path in self.configs():
+            self._edit(path, partial(take_features, count=count))
 
     def next_version(self, wanted: int | None = None) -> int:
         """The number of the next version: above every other. Raises `UsageError` for a `wanted` one that is not."""

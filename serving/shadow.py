@@ -1,7 +1,8 @@
 """Live traffic replayed on both releases: a file of requests that grows while it is read.
 
 Triton cannot mirror requests, so they come from where they pass anyway: whatever stands before the server, or its clients, adds
-one text a line (or a JSON object with "text" and perhaps "key") to a file. No caller waits for a shadow or sees its answer.
+one text a line (or a JSON object with "text" and perhaps "key" and "features") to a file. No caller waits for a shadow or sees
+its answer.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Shadow:
     """Which requests are replayed, and for how long."""
 
     requests: Path
-    """File of requests, one a line: a text, or {"text": ..., "key": ...}."""
+    """File of requests, one a line: a text, or {"text": ..., "key": ..., "features": ...}."""
     share: float = 0.1
     """Of the requests; the same key, or the same text where there is none, is always in or out."""
     seconds: float = 30.0
@@ -61,16 +62,16 @@ def follow(path: Path, seconds: float) -> Iterator[str]:
         raise UsageError(f"cannot read {path}: {error}") from error
 
 
-def parse_request(line: str) -> tuple[str, str]:
-    """(text, key) of one line; the key of a bare text is the text."""
+def parse_request(line: str) -> tuple[str, str, Any]:
+    """(text, key, features) of one line; the key of a bare text is the text, and its features are None."""
     if line.startswith("{"):
         try:
             row: Any = json.loads(line)
         except ValueError:
             row = None
         if isinstance(row, dict) and isinstance(row.get("text"), str):
-            return row["text"], str(row.get("key", row["text"]))
-    return line, line
+            return row["text"], str(row.get("key", row["text"])), row.get("features")
+    return line, line, None
 
 
 def replayed(url: str, shadow: Shadow) -> Iterator[Outcome]:
@@ -81,11 +82,11 @@ def replayed(url: str, shadow: Shadow) -> Iterator[Outcome]:
     """
     with CanaryClassifier(url, "http", share=1.0, shadow=True) as both:
         for line in follow(shadow.requests, shadow.seconds):
-            text, key = parse_request(line)
+            text, key, features = parse_request(line)
             if not takes_part(key, shadow.share):
                 continue
             try:
-                yield both.compare([text])[2]
+                yield both.compare([text], features=None if features is None else [features])[2]
             except BadRequest:
                 continue
             except ClassifierError as error:

@@ -27,6 +27,8 @@ class ServerState:
     metrics_url: str
     control_token: str
     """Value of the `triton-control` header, without which model control is refused."""
+    features: int = 0
+    """Numbers that every release of the repository reads beside each text."""
 
     def write(self, repository: Path) -> None:
         """Write the state file, readable by its owner alone."""

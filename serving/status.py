@@ -86,7 +86,7 @@ def total(metrics: Metrics, name: str, **labels: str) -> float:
 
 def read_server(state: ServerState) -> Reading:
     """Ask the server. Raises `Failure` when its metrics do not answer."""
-    answer = infer(state.http_url, CLASSIFIER, None, TIMEOUT_S)
+    answer = infer(state.http_url, CLASSIFIER, None, TIMEOUT_S, features=state.features)
     metrics = ask(state.metrics_url, "/metrics", None, TIMEOUT_S)
     server = find_server(state.pid)
     if metrics.status != OK:

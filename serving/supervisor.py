@@ -97,7 +97,7 @@ class Supervisor:
         self._log.write("server-started", pid=server.pid, candidate=candidate)
         drain = True
         try:
-            release = wait_for_answer(server, self._state.http_url, self._limits.start_timeout_s)
+            release = wait_for_answer(server, self._state, self._limits.start_timeout_s)
             self._answered_at = time.monotonic()
             self._log.write("server-answers", release=release, after_s=round(time.monotonic() - started, 2))
             if self._ends == 0:
@@ -133,7 +133,7 @@ class Supervisor:
             self._log.write("version-damaged", version=version)
 
 
-def wait_for_answer(server: ServerProcess, url: str, timeout_s: float) -> str:
+def wait_for_answer(server: ServerProcess, state: ServerState, timeout_s: float) -> str:
     """Wait until the classifier answers a text, not only until it says that it is ready; the release that answered.
 
     Raises:
@@ -142,7 +142,7 @@ def wait_for_answer(server: ServerProcess, url: str, timeout_s: float) -> str:
     deadline = time.monotonic() + timeout_s
     while True:
         server.check_alive()
-        answer = infer(url, CLASSIFIER, None, max(deadline - time.monotonic(), POLL_S))
+        answer = infer(state.http_url, CLASSIFIER, None, max(deadline - time.monotonic(), POLL_S), features=state.features)
         if answer.status == OK:
             (release,) = [output["data"][0] for output in json.loads(answer.body)["outputs"] if output["name"] == RELEASE]
             return str(release)
@@ -163,7 +163,8 @@ class Watch:
         # Of a stub that dies owing an answer, the request may never end: loads must not wait behind `MAX_DEAD` of those.
         self._pool = ThreadPoolExecutor(max_workers=2 * MAX_DEAD, thread_name_prefix="probe")
         self._wait_s = 2 * limits.patience_s
-        self._classifier = Prober(self._pool, lambda: infer(state.http_url, CLASSIFIER, None, self._wait_s))
+        self._infer = partial(infer, state.http_url, timeout_s=self._wait_s, features=state.features)
+        self._classifier = Prober(self._pool, partial(self._infer, CLASSIFIER, None))
         self._direct: dict[Name, Prober] = {}
         self._pinned = pinned = repository.pinned()
         self._offered: frozenset[Name] = frozenset()
@@ -263,7 +264,7 @@ class Watch:
     def _ask_directly(self, name: Name) -> Outcome:
         if name == SERVER:
             return ask(self._state.http_url, "/v2/health/live", None, self._wait_s)
-        return infer(self._state.http_url, name[0], name[1], self._wait_s)
+        return self._infer(*name)
 
     def _note_service(self, answer: Outcome | None) -> None:
         """Log when the classifier stops answering, and when it answers again. A refusal for being overloaded is an answer."""

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from builders.build import Build, build
 from contract.files import write_json
 from tests.tiny import random_bert, tiny_config, tiny_texts, tiny_vocabulary
+from tests.training.made_runs import write_sources
 from training.finetune import Finetune, finetune
 from training.merge import Merge
 from training.merge import main as merge
@@ -108,6 +109,23 @@ def second_release(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, ti
     finetune(Finetune(output=folder / "finetuned", data=tiny_csv, base=str(tiny_base), **options))
     merge(Merge(checkpoint=folder / "finetuned", output=folder / "merged"))
     return _build(folder / "merged", folder, "second")
+
+
+@pytest.fixture(scope="session")
+def tabular_merged(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
+    """A merged checkpoint that reads five numbers beside the text."""
+    folder = tmp_path_factory.mktemp("tabular")
+    data = write_sources(folder)["stackoverflow"]
+    options = TINY_RUN | {"dataset": "stackoverflow", "text": None, "label": None, "tabular": True, "epochs": 2}
+    finetune(Finetune(output=folder / "finetuned", data=data, base=str(tiny_base), **options))
+    merge(Merge(checkpoint=folder / "finetuned", output=folder / "merged"))
+    return folder / "merged"
+
+
+@pytest.fixture(scope="session")
+def tabular_release(tmp_path_factory: pytest.TempPathFactory, tabular_merged: Path) -> Path:
+    """`tabular_merged` through `builders.build`."""
+    return _build(tabular_merged, tmp_path_factory.mktemp("tabular-release"), "tabular")
 
 
 def _build(merged: Path, folder: Path, name: str) -> Path:

@@ -57,6 +57,11 @@ class Checkpoint:
         """Whether `training.merge` wrote the folder."""
         return (self.folder / CERTIFICATE_FILE).exists()
 
+    @property
+    def feature_names(self) -> list[str]:
+        """Of the numbers that the model reads beside the text, in order; empty where it reads text alone."""
+        return [str(name) for name in self.run.get("data", {}).get("features", [])]
+
     def encode(self, rows: Sequence[dict[str, Any]]) -> Encoded:
         """Rows with a "text" each, and "features" where the model reads them, as the model's input.
 

@@ -228,8 +228,8 @@ def test_int8_without_its_training_texts_is_refused_and_nothing_written(copied: 
 def test_auto_takes_the_fastest_that_passes_and_prints_the_table(
     merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    def timed(candidates: Sequence[Candidate], rows: Sequence[Any]) -> None:
-        assert len(rows) == 32
+    def timed(candidates: Sequence[Candidate], rows: Sequence[Any], *, features: int) -> None:
+        assert (len(rows), features) == (32, 0)
         for candidate in candidates:
             candidate.seconds = [1.0 if candidate.kind.engine == "openvino" else 2.0]
 

@@ -211,7 +211,7 @@ def test_every_held_out_text_is_compared() -> None:
 def test_texts_come_by_rising_length_each_once_and_no_more_at_a_time_than_a_server_sends() -> None:
     probe = Encoded([[2, 3], [2, 5, 3]] * 70, [], [False] * 140)
     batches = text_batches(probe, pad_token_id=0)
-    assert [len(rows) for rows, _, _ in batches] == [64, 64, 12]
-    assert sorted(row for rows, _, _ in batches for row in rows) == list(range(140))
-    for rows, ids, mask in batches:
+    assert [len(rows) for rows, _ in batches] == [64, 64, 12]
+    assert sorted(row for rows, _ in batches for row in rows) == list(range(140))
+    for rows, (ids, mask) in batches:
         assert [row[kept == 1].tolist() for row, kept in zip(ids, mask, strict=True)] == [probe.ids[row] for row in rows]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,13 +22,20 @@ PARITY = {"max_abs": 1e-6, "label_agreement": 1.0}
 TEXTS = [text for text, _ in tiny_texts(100)]
 
 
+def rows_of(*texts: str) -> list[dict[str, Any]]:
+    return [{"text": text} for text in texts]
+
+
+ROWS = rows_of(*TEXTS)
+
+
 @pytest.fixture(scope="module")
 def checkpoint(merged: Path) -> Checkpoint:
     return load_checkpoint(merged)
 
 
 def test_probes_are_texts_of_every_length_with_the_checkpoints_logits(checkpoint: Checkpoint) -> None:
-    probes = make_probes(checkpoint, TEXTS, PARITY)
+    probes = make_probes(checkpoint, ROWS, PARITY)
     lengths = [len(text) for text in probes.texts]
     assert len(set(probes.texts)) == PROBE_COUNT
     assert (lengths[0], lengths[-1]) == (min(map(len, TEXTS)), max(map(len, TEXTS)))
@@ -37,20 +45,20 @@ def test_probes_are_texts_of_every_length_with_the_checkpoints_logits(checkpoint
 
 
 def test_texts_that_no_server_takes_are_no_probes(checkpoint: Checkpoint) -> None:
-    probes = make_probes(checkpoint, ["  ", "x" * (MAX_TEXT_BYTES + 1), "the cat", "the cat"], PARITY)
+    probes = make_probes(checkpoint, rows_of("  ", "x" * (MAX_TEXT_BYTES + 1), "the cat", "the cat"), PARITY)
     assert probes.texts == ["the cat"]
     with pytest.raises(UsageError, match="none of the 2 held-out texts can be served"):
-        make_probes(checkpoint, ["  ", ""], PARITY)
+        make_probes(checkpoint, rows_of("  ", ""), PARITY)
 
 
 def test_the_same_texts_are_chosen_in_every_build(checkpoint: Checkpoint) -> None:
-    texts = ["moss", "fern", "bird", "tree", "a cat"]
-    assert make_probes(checkpoint, texts, PARITY).texts == ["bird", "fern", "moss", "tree", "a cat"]
+    rows = rows_of("moss", "fern", "bird", "tree", "a cat")
+    assert make_probes(checkpoint, rows, PARITY).texts == ["bird", "fern", "moss", "tree", "a cat"]
 
 
 @pytest.mark.parametrize(("max_abs", "bound"), [(1e-6, ROUNDING), (0.2, 0.4)])
 def test_the_bound_is_what_the_engine_earned(checkpoint: Checkpoint, max_abs: float, bound: float) -> None:
-    probes = make_probes(checkpoint, TEXTS, {"max_abs": max_abs, "label_agreement": 0.97})
+    probes = make_probes(checkpoint, ROWS, {"max_abs": max_abs, "label_agreement": 0.97})
     assert probes.bound == bound
     assert probes.agreement == pytest.approx(0.92)
 

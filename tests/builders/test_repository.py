@@ -110,7 +110,7 @@ def test_a_release_holds_what_the_contract_lists(tmp_path: Path) -> None:
     assert found["labels.txt"] == b"no\nyes\n"
     assert found[f"{TOKENIZER}/tokenizer.json"] == TOKENIZER_JSON
     assert found[f"{ENGINE}/model.onnx"] == b"weights"
-    assert json.loads(found[release_json]) == {"release": manifest.release}
+    assert json.loads(found[release_json]) == {"release": manifest.release, "features": []}
     assert read_probes(tmp_path / "release") == make_probes(PARITY)
     for step in STEPS:
         assert found[f"{step}/model.py"] == (SOURCE / step / "1" / "model.py").read_bytes()

@@ -21,7 +21,7 @@ PRODUCTS = list(product_inputs(GRAPH))
 
 
 def test_each_error_is_the_one_of_the_whole_graph() -> None:
-    ranges = observe_ranges(GRAPH, [(ids, mask) for _, ids, mask in BATCHES])["min-max"]
+    ranges = observe_ranges(GRAPH, [inputs for _, inputs in BATCHES])["min-max"]
     judge = make_judge(GRAPH, ENCODED, MODEL.config.pad_token_id)
     single, operators = measure_sensitivity(GRAPH, lambda part, names: insert_qdq(part, ranges, names), BATCHES)
     assert list(single) == PRODUCTS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from clients.payload import Texts
+from clients.payload import Numbers, Texts
 from clients.transport import Answer
 from tests.clients.memory import MemoryTransport
 
@@ -18,7 +18,9 @@ class AsyncMemoryTransport:
         self.turns, self.gate = turns, gate
         self.running = self.most_running = self.cancelled = self.closed = 0
 
-    async def infer(self, texts: Texts, *, classes: bool, timeout_s: float, request_id: str = "") -> Answer:
+    async def infer(
+        self, texts: Texts, *, classes: bool, timeout_s: float, request_id: str = "", features: Numbers | None = None
+    ) -> Answer:
         """See `AsyncTransport.infer`; waits for `gate` when there is one."""
         self.running += 1
         self.most_running = max(self.most_running, self.running)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
-from clients.payload import Texts
+from clients.payload import Numbers, Texts
 from clients.transport import Answer
 from contract.tensors import LOGITS, RELEASE, TRUNCATED
 
@@ -43,7 +43,15 @@ class MemoryTransport:
         self.calls: list[tuple[float | None, str]] = []
         self.closed = False
 
-    def infer(self, texts: Texts, *, classes: bool, timeout_s: float | None = None, request_id: str = "") -> Answer:
+    def infer(
+        self,
+        texts: Texts,
+        *,
+        classes: bool,
+        timeout_s: float | None = None,
+        request_id: str = "",
+        features: Numbers | None = None,
+    ) -> Answer:
         """See `Transport.infer`; raises `error` at request number `error_at`, at each of them, or at every one (None)."""
         self.calls.append((timeout_s, request_id))
         sent: list[bytes] = texts[:, 0].tolist()

@@ -20,7 +20,7 @@ class FakeClassifier:
         self.asked = 0
         self.closed = False
 
-    def classify(self, texts: Sequence[str]) -> list[Prediction]:
+    def classify(self, texts: Sequence[str], *, features: object = None) -> list[Prediction]:
         self.asked += 1
         if self.failure is not None:
             raise self.failure

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from clients.errors import BadRequest
-from clients.payload import batch_slices, encode_texts, parse_classes, softmax
+from clients.payload import batch_slices, by_name, encode_features, encode_texts, parse_classes, softmax
 from contract.tensors import MAX_BATCH_SIZE, MAX_TEXT_BYTES
 
 
@@ -91,3 +91,54 @@ def test_softmax_is_exp_over_the_sum_of_exp(logits: list[float]) -> None:
 def test_softmax_is_stable_far_from_zero(shift: float) -> None:
     assert softmax([shift, shift]) == [0.5, 0.5]
     assert softmax([shift, -shift])[0 if shift > 0 else 1] == 1.0
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        [[1, 2.5], [3, -4]],
+        ((1, 2.5), np.array([3, -4])),
+        np.array([[1, 2.5], [3, -4]]),
+        [{"b": 2.5, "a": 1}, {"a": np.float32(3), "b": -4}],
+        [[1, 2.5], {"b": -4, "a": 3}],
+    ],
+    ids=["lists", "tuples", "array", "names", "mixed"],
+)
+def test_numbers_beside_texts_become_one_array(features: Any) -> None:
+    encoded = encode_features(features, 2, ("a", "b"))
+    assert encoded.dtype == np.float32
+    assert encoded.tolist() == [[1.0, 2.5], [3.0, -4.0]]
+
+
+def test_names_are_needed_for_mappings_alone() -> None:
+    assert [by_name(features) for features in (None, [], [[1.0]], [{"a": 1.0}])] == [False, False, False, True]
+    assert encode_features([], 0).shape == (0, 0)
+
+
+def test_what_is_not_finite_is_left_to_the_server_which_names_it() -> None:
+    encoded = encode_features([[float("nan"), float("inf"), 1e39, -1e39]], 1)
+    assert [math.isfinite(value) for value in encoded[0]] == [False] * 4
+
+
+@pytest.mark.parametrize(
+    ("features", "said"),
+    [
+        ([[1, 2]], "1 rows of features come with 2 texts; one for each is needed"),
+        ([[1, 2], [1]], "text 1 has 1 features, text 0 has 2; all need the same"),
+        ([[1, 2], [1, "3"]], "text 1: the feature b is '3'; a finite number is needed"),
+        ([[None, 2], [1, 2]], "text 0: the feature a is None"),
+        ([[1, 2], [1, True]], "text 1: the feature b is True"),
+        ([[1, [2]], [1, 2]], r"text 0: the feature b is \[2\]"),
+        ([[1, 10**400], [1, 2]], "text 0: the feature b is 1000"),
+        ([{"a": 1}, [1, 2]], "text 0 lacks the feature 'b'; this release reads a, b"),
+        ([[1, 2], {"a": 1, "b": 2, "c": 3}], "text 1 has the feature 'c'; this release reads a, b"),
+    ],
+)
+def test_numbers_that_do_not_fit_the_texts_are_named(features: Any, said: str) -> None:
+    with pytest.raises(BadRequest, match=said):
+        encode_features(features, 2, ("a", "b"))
+
+
+def test_a_release_without_features_takes_no_names() -> None:
+    with pytest.raises(BadRequest, match="text 0 has the feature 'a'; this release reads text alone"):
+        encode_features([{"a": 1}], 1)

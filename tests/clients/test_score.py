@@ -15,7 +15,7 @@ import pytest
 
 from clients import AsyncClassifier, BadRequest
 from clients.score import score
-from clients.scoring import Result, Scorer, in_order
+from clients.scoring import Result, Row, Scorer, in_order
 from contract.command import Failure, UsageError
 from contract.tensors import MAX_TEXT_BYTES
 from tests.clients.async_memory import AsyncMemoryTransport
@@ -66,8 +66,8 @@ def test_requests_are_full_and_no_text_is_sent_twice(serve: Serve, tmp_path: Pat
     write_csv(tmp_path / "in.csv", [[str(number), f"text {number}"] for number in range(1000)])
     transport = serve()
     score(options_of(tmp_path, part_rows=256, batch=64))
-    assert sorted(map(len, transport.inner.requests)) == [40] + [64] * 15
-    assert len({text for request in transport.inner.requests for text in request}) == 1000
+    assert sorted(map(len, transport.inner.requests)) == [1, 40] + [64] * 15  # one asks which features are read
+    assert len({text for request in transport.inner.requests for text in request}) == 1 + 1000
 
 
 def test_every_kind_of_bad_row_gets_its_own_error_and_the_others_their_labels(serve: Serve, tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_chunks_are_read_only_as_they_are_needed() -> None:
         nonlocal taken
         for number in range(20):
             taken += 1
-            yield [(f"text {number}", None)] * 5
+            yield [Row(f"text {number}", None)] * 5
 
     async def main() -> None:
         finished = 0
@@ -227,7 +227,7 @@ def test_chunks_are_read_only_as_they_are_needed() -> None:
         async for chunk, results in in_order(chunks(), scorer, list):
             finished += 1
             assert taken <= finished + 1
-            assert [row.label for row in results] == [label_of(text) for text, _ in chunk]
+            assert [row.label for row in results] == [label_of(row.text) for row in chunk if row.text]
         assert finished == 20
 
     asyncio.run(main())
@@ -239,7 +239,7 @@ def test_stopping_in_the_middle_leaves_no_request_behind() -> None:
         scorer = Scorer(AsyncClassifier(transport, in_flight=4), batch=1, in_flight=4)
 
         async def consume() -> None:
-            async for _ in in_order([[("a", None)] * 8] * 3, scorer, list):
+            async for _ in in_order([[Row("a", None)] * 8] * 3, scorer, list):
                 pass
 
         task = asyncio.create_task(consume())

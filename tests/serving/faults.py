@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import shutil
@@ -13,7 +14,7 @@ import onnx
 from onnx import numpy_helper
 
 from contract.files import write_json
-from contract.probes import Probes, read_probes
+from contract.probes import read_probes
 from contract.release import RELEASE_FILE, hash_files, read_manifest
 from contract.tensors import ENGINE, TOKENIZER
 
@@ -78,7 +79,7 @@ def change_vocabulary(release: Path) -> None:
 
 def rename(release: Path) -> None:
     """A tokenizer that answers under another name than the manifest's."""
-    write_json(release / TOKENIZER / RELEASE_FILE, {"release": "somebody-else"})
+    _name(release, "somebody-else")
 
 
 def empty_tokenizer(release: Path) -> None:
@@ -98,11 +99,17 @@ FAULTS: dict[str, Callable[[Path], None]] = {
 }
 
 
+def _name(release: Path, name: str) -> None:
+    """What the release answers as."""
+    path = release / TOKENIZER / RELEASE_FILE
+    write_json(path, json.loads(path.read_text(encoding="utf-8")) | {"release": name})
+
+
 def faulty(release: Path, target: Path, fault: str) -> Path:
     """A copy of `release` with a fault out of `FAULTS`; its manifest fits, and it has an id of its own."""
     shutil.copytree(release, target)
     name = f"faulty-{fault.replace(' ', '-')}"
-    write_json(target / TOKENIZER / RELEASE_FILE, {"release": name})
+    _name(target, name)
     FAULTS[fault](target)
     return vouch(target, release=name)
 
@@ -113,15 +120,15 @@ def variant(release: Path, target: Path, *, name: str, shift: float) -> Path:
 
     def change(tensor: str, array: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
         changed = array.copy()
-        if tensor == "classifier.bias":
+        if tensor in {"classifier.bias", "tabular.classifier.bias"}:
             changed[0] += shift
         return changed
 
     _change_weights(target, change)
     probes = read_probes(target)
     logits = [[row[0] + shift, *row[1:]] for row in probes.logits]
-    Probes(texts=probes.texts, logits=logits, bound=probes.bound, agreement=probes.agreement).write(target)
-    write_json(target / TOKENIZER / RELEASE_FILE, {"release": name})
+    dataclasses.replace(probes, logits=logits).write(target)
+    _name(target, name)
     return vouch(target, release=name)
 
 

@@ -191,17 +191,17 @@ def test_a_file_is_followed_as_it_grows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "request_and_key"),
+    ("line", "asked"),
     [
-        ("plain", ("plain", "plain")),
-        ('{"text": "t", "key": "k"}', ("t", "k")),
-        ('{"text": "t"}', ("t", "t")),
-        ("{not json", ("{not json", "{not json")),
-        ('{"other": 1}', ('{"other": 1}', '{"other": 1}')),
+        ("plain", ("plain", "plain", None)),
+        ('{"text": "t", "key": "k"}', ("t", "k", None)),
+        ('{"text": "t", "features": [1, 2.5]}', ("t", "t", [1, 2.5])),
+        ("{not json", ("{not json", "{not json", None)),
+        ('{"other": 1}', ('{"other": 1}', '{"other": 1}', None)),
     ],
 )
-def test_a_request_is_a_text_or_an_object(line: str, request_and_key: tuple[str, str]) -> None:
-    assert parse_request(line) == request_and_key
+def test_a_request_is_a_text_or_an_object(line: str, asked: tuple[str, str, object]) -> None:
+    assert parse_request(line) == asked
 
 
 def test_a_shadow_without_a_share_is_refused() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from contract.command import Failure, UsageError
 from contract.files import write_json_lines
-from serving.gate import Comparison, Gate, check_comparison, read_texts
+from serving.gate import Comparison, Gate, check_comparison, read_rows
 
 
 def comparison(**changes: Any) -> Comparison:
@@ -46,9 +46,9 @@ def test_slowness_is_refused_even_where_disagreement_is_accepted() -> None:
 def test_texts_are_lines_or_objects(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one\n\n two \n")
     write_json_lines(tmp_path / "a.jsonl", [{"text": "one", "label": "x"}, {"text": "two\nlines"}])
-    assert read_texts(tmp_path / "a.txt") == ["one", " two "]
-    assert Gate(probe=tmp_path / "a.jsonl").texts() == ["one", "two\nlines"]
-    assert Gate().texts() == []
+    assert read_rows(tmp_path / "a.txt") == [{"text": "one"}, {"text": " two "}]
+    assert Gate(probe=tmp_path / "a.jsonl").rows() == [{"text": "one", "label": "x"}, {"text": "two\nlines"}]
+    assert Gate().rows() == []
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_a_file_without_texts_is_named(tmp_path: Path, name: str, content: str |
     if content is not None:
         (tmp_path / name).write_text(content)
     with pytest.raises(UsageError, match=said):
-        read_texts(tmp_path / name)
+        read_rows(tmp_path / name)
 
 
 @pytest.mark.parametrize(

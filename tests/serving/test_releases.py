@@ -328,8 +328,8 @@ def test_a_server_that_is_named_and_left_no_token_is_an_error(repository: Reposi
 def test_a_server_that_is_named_may_run_where_its_process_is_not_seen(repository: Repository) -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         ended.wait()
-    urls = {f"{name}_url": "127.0.0.1:9" for name in ("grpc", "http", "metrics")}
-    ServerState(pid=ended.pid, control_token="x", **urls).write(repository.path)
+    away = "127.0.0.1:9"
+    ServerState(pid=ended.pid, control_token="x", grpc_url=away, http_url=away, metrics_url=away).write(repository.path)
     assert Deployment.find(repository).state is None
     state = Deployment.find(repository, "otherhost:8000").state
     assert state is not None and (state.http_url, state.control_token) == ("otherhost:8000", "x")

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,7 +78,7 @@ def test_a_killed_supervisor_takes_its_server_along(tmp_path: Path, release: Pat
 
 def test_in_a_container_the_file_of_a_killed_server_bears_our_own_number(tmp_path: Path, release: Path) -> None:
     repository = deployed(tmp_path, release)
-    urls = {f"{name}_url": "127.0.0.1:9" for name in ("grpc", "http", "metrics")}
+    urls: dict[str, Any] = {f"{name}_url": "127.0.0.1:9" for name in ("grpc", "http", "metrics")}
     ServerState(pid=os.getpid(), control_token="x", **urls).write(repository.path)
     check_servable(repository)
     ServerState(pid=os.getppid(), control_token="x", **urls).write(repository.path)

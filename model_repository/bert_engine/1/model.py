@@ -3,7 +3,7 @@
 The batcher hands over requests of different lengths together. Their rows are pooled, stripped of padding, sorted by length
 and cut into the calls that cost least, so that the cores compute tokens, not padding.
 
-Shapes: B rows of a request, T its padded length, C classes.
+Shapes: B rows of a request, T its padded length, F features, numbers beside the text, C classes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,10 @@ REPORT_S = 0.5  # between two reports of the counts
 
 Int32 = npt.NDArray[np.int32]
 Float32 = npt.NDArray[np.float32]
-Engine = Callable[[Int32, Int32], Float32]  # input_ids [B, T], attention_mask [B, T] -> logits [B, C]
+Engine = Callable[..., Float32]  # `INPUTS`, input_ids [B, T], attention_mask [B, T], perhaps features [B, F] -> logits [B, C]
+Request = tuple[list[Int32], list[Float32]]  # its unpadded rows, and nothing or the features [B, F] beside them
+
+INPUTS = ("input_ids", "attention_mask", "features")  # the last where the model reads numbers beside the text
 
 
 def open_engine(folder: Path, threads: int = 0) -> tuple[Engine, dict[str, Any]]:
@@ -72,7 +75,7 @@ def open_onnxruntime(folder: Path, settings: dict[str, Any], threads: int) -> En
     # Threads that spin between requests starve server and tokenizer: on 2 cores p99 went from 20 to 517 ms.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
-    return lambda ids, mask: session.run(["logits"], {"input_ids": ids, "attention_mask": mask})[0]
+    return lambda *given: session.run(["logits"], dict(zip(INPUTS, given, strict=False)))[0]
 
 
 def open_openvino(folder: Path, settings: dict[str, Any], threads: int) -> Engine:
@@ -87,8 +90,8 @@ def open_openvino(folder: Path, settings: dict[str, Any], threads: int) -> Engin
     options |= {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
     request = core.compile_model(folder / "model.xml", "CPU", options).create_infer_request()
 
-    def engine(ids: Int32, mask: Int32) -> Float32:
-        request.infer({"input_ids": ids, "attention_mask": mask}, share_inputs=True)
+    def engine(*given: Int32 | Float32) -> Float32:
+        request.infer(dict(zip(INPUTS, given, strict=False)), share_inputs=True)
         return request.get_output_tensor().data.copy()  # type: ignore[no-any-return]
 
     return engine
@@ -103,8 +106,8 @@ def open_torch(folder: Path, settings: dict[str, Any], threads: int) -> Engine:
     program = torch.export.load(folder / "model.pt2").module().to(device)
 
     @torch.inference_mode()
-    def engine(ids: Int32, mask: Int32) -> Float32:
-        logits = program(torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device))
+    def engine(*given: Int32 | Float32) -> Float32:
+        logits = program(**{name: torch.from_numpy(one).to(device) for name, one in zip(INPUTS, given, strict=False)})
         return logits.float().cpu().numpy()  # type: ignore[no-any-return]
 
     return engine
@@ -161,14 +164,19 @@ def check_rows(rows: list[Int32], vocabulary: int, positions: int) -> None:
             )
 
 
-def run_rows(engine: Engine, rows: list[Int32], count: Callable[..., None] = lambda **_: None) -> list[Float32]:
-    """Unpadded rows -> the logits [C] of each, in order; `count` is told what every call computed."""
+def run_rows(
+    engine: Engine, rows: list[Int32], count: Callable[..., None] = lambda **_: None, beside: Sequence[Float32] = ()
+) -> list[Float32]:
+    """Unpadded rows -> the logits [C] of each, in order; `count` is told what every call computed.
+
+    `beside` has nothing, or the features of all rows, which follow their rows into the groups.
+    """
     lengths = [len(row) for row in rows]
     logits: list[Float32] = [np.empty(0, np.float32)] * len(rows)
     for group in group_rows(lengths):
         ids, mask = pack_group([rows[row] for row in group], lengths[group[-1]])
         started = time.perf_counter()
-        answers = engine(ids, mask)
+        answers = engine(ids, mask, *(numbers[group] for numbers in beside))
         tokens = int(mask.sum())
         count(rows=len(group), tokens=tokens, padding_tokens=ids.size - tokens, calls=1, seconds=time.perf_counter() - started)
         for row, answer in zip(group, answers, strict=True):
@@ -244,32 +252,35 @@ class TritonPythonModel:
         self.progress[3] = np.inf  # under way
         try:
             read = [self.read(request) for request in requests]
-            answers = iter(self.answer([rows for rows in read if isinstance(rows, list)]))
-            return [next(answers) if isinstance(rows, list) else pb_utils.InferenceResponse(error=rows) for rows in read]
+            answers = iter(self.answer([one for one in read if isinstance(one, tuple)]))
+            return [next(answers) if isinstance(one, tuple) else pb_utils.InferenceResponse(error=one) for one in read]
         finally:
             self.progress[3] = time.monotonic()
             self.report()
 
-    def read(self, request: pb_utils.InferenceRequest) -> list[Int32] | pb_utils.TritonError:
-        """The unpadded rows of a request, or why it is refused."""
-        ids, mask = (pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in ("input_ids", "attention_mask"))
+    def read(self, request: pb_utils.InferenceRequest) -> Request | pb_utils.TritonError:
+        """A request without its padding, or why it is refused."""
+        names = INPUTS if self.settings.get("features") else INPUTS[:2]
+        ids, mask, *beside = (pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in names)
         try:
             rows = strip_padding(ids, mask)
             check_rows(rows, self.settings["vocab_size"], self.settings["positions"])
         except ValueError as error:
             self.count(refused=1)
             return pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
-        return rows
+        return rows, beside
 
-    def answer(self, requests: list[list[Int32]]) -> list[pb_utils.InferenceResponse]:
+    def answer(self, requests: list[Request]) -> list[pb_utils.InferenceResponse]:
         """One response for the rows of each request; when a joint run fails, each request is run alone, to fail by itself."""
         try:
-            remaining = iter(run_rows(self.engine, [row for rows in requests for row in rows], self.count))
+            rows = [row for rows, _ in requests for row in rows]
+            beside = [np.concatenate(parts) for parts in zip(*(numbers for _, numbers in requests), strict=True)]
+            remaining = iter(run_rows(self.engine, rows, self.count, beside))
         except Exception as error:  # the runtimes have no narrower base for what a run may raise
             if len(requests) > 1:
-                return [self.answer([rows])[0] for rows in requests]
+                return [self.answer([request])[0] for request in requests]
             self.count(refused=1)
             said = f"{self.settings['kind']} failed: {error}"
             return [pb_utils.InferenceResponse(error=pb_utils.TritonError(said, pb_utils.TritonError.INTERNAL))]
-        logits = [np.stack([next(remaining) for _ in rows]) for rows in requests]  # [B, C] of each request
+        logits = [np.stack([next(remaining) for _ in rows]) for rows, _ in requests]  # [B, C] of each request
         return [pb_utils.InferenceResponse([pb_utils.Tensor("logits", one)]) for one in logits]

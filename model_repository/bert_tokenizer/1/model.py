@@ -3,7 +3,7 @@
 Needs tokenizers and numpy only. Every request is answered on its own: a bad text fails its request, never its neighbours.
 A request whose turn at the engine would come too late is refused at once, before any work is put into it.
 
-Shapes: B texts of a request, T tokens, padded to a bucket length.
+Shapes: B texts of a request, T tokens, padded to a bucket length, F features, numbers beside the text.
 """
 
 from __future__ import annotations
@@ -151,6 +151,17 @@ def decode_texts(raw: npt.NDArray[np.object_], max_bytes: int) -> list[str]:
     return texts
 
 
+def check_features(given: npt.NDArray[np.float32] | None, names: list[str]) -> None:
+    """Raise ValueError unless [B, F] holds a finite number of every name. Clients read the names out of the message."""
+    wanted = f"this release reads the features {json.dumps(names)}, FP32 [texts, {len(names)}] in this order"
+    if given is None:
+        raise ValueError(f"the texts come without numbers; {wanted}")
+    if given.shape[1] != len(names):
+        raise ValueError(f"{given.shape[1]} number(s) come with each text; {wanted}")
+    for text, feature in np.argwhere(~np.isfinite(given)):
+        raise ValueError(f"text {text}: the feature {names[feature]} is {given[text, feature]}; a finite number is needed")
+
+
 def padded_length(longest: int, buckets: list[int], max_length: int) -> int:
     """The smallest bucket that holds `longest` tokens; never beyond what the model reads."""
     return min(next((bucket for bucket in buckets if bucket >= longest), longest), max_length)
@@ -217,7 +228,8 @@ class TritonPythonModel:
         self.pad_id = self.tokenizer.token_to_id("[PAD]") or 0  # masked out, so any id that exists will do
         contract = json.loads((folder / "contract.json").read_text(encoding="utf-8"))
         check_contract(self.tokenizer, self.pad_id, json.loads(saved), contract)
-        release = json.loads((folder / "release.json").read_text(encoding="utf-8"))["release"]
+        facts = json.loads((folder / "release.json").read_text(encoding="utf-8"))
+        release, self.features = facts["release"], facts.get("features", [])
         self.release = release.encode()
         self.backlog = Backlog(*open_progress(version, args["model_instance_name"]))
         self.counts = Counts({"version": version})
@@ -239,10 +251,10 @@ class TritonPythonModel:
         tokens = sum(map(len, encodings))
         remaining = iter(encodings)
         responses = [
-            self.respond([next(remaining) for _ in answer])
+            self.respond(request, [next(remaining) for _ in answer])
             if isinstance(answer, list)
             else pb_utils.InferenceResponse(error=answer)
-            for answer in accepted
+            for request, answer in zip(requests, accepted, strict=True)
         ]
         ended = time.monotonic()
         self.backlog.add(tokens, ended)
@@ -271,16 +283,22 @@ class TritonPythonModel:
     def accept(self, request: pb_utils.InferenceRequest) -> list[str] | pb_utils.TritonError:
         """The texts of a request, or why it is refused."""
         try:
-            return decode_texts(pb_utils.get_input_tensor_by_name(request, "TEXT").as_numpy(), self.max_bytes)
+            texts = decode_texts(pb_utils.get_input_tensor_by_name(request, "TEXT").as_numpy(), self.max_bytes)
+            if self.features:
+                tensor = pb_utils.get_input_tensor_by_name(request, "features")
+                check_features(None if tensor is None else tensor.as_numpy(), self.features)
+            return texts
         except ValueError as error:
             self.counts.add("bert_refused_total", 1, "invalid")
             return pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
 
-    def respond(self, encodings: list[Encoding]) -> pb_utils.InferenceResponse:
-        """The response to one request."""
+    def respond(self, request: pb_utils.InferenceRequest, encodings: list[Encoding]) -> pb_utils.InferenceResponse:
+        """The response to one request; its features go on to the engine."""
         length = padded_length(max(map(len, encodings)), self.buckets, self.max_length)
         ids, mask, truncated = to_arrays(encodings, length, self.pad_id)
         self.counts.add("bert_truncated_total", int(truncated.sum()))
         release = np.full((len(encodings), 1), self.release, dtype=object)
-        tensors = {"input_ids": ids, "attention_mask": mask, "truncated": truncated, "release": release}
+        tensors: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "truncated": truncated, "release": release}
+        if self.features:
+            tensors["features"] = pb_utils.get_input_tensor_by_name(request, "features").as_numpy()
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in tensors.items()])
