@@ -84,16 +84,22 @@ def build_onnx(model: BertForSequenceClassification, *, joint_attention: bool = 
     first = graph.add("Squeeze", [hidden, graph.constant("axis_1", np.array([1]))], "first_token")  # [B, 1, D] -> [B, D]
     pooled = graph.add("Tanh", [_gemm(graph, "bert.pooler.dense", first, "pooler")], "pooled")
     if config.num_features:
-        joint = graph.add("Concat", [pooled, _scores(graph)], "joint", axis=1)  # [B, D + F]
+        joint = graph.add("Concat", [pooled, _scores(graph, config)], "joint", axis=1)  # [B, D + F]
         _gemm(graph, "tabular.classifier", joint, LOGITS)
     else:
         _gemm(graph, "classifier", pooled, LOGITS)
     return _model(graph, config)
 
 
-def _scores(graph: _Graph) -> str:
-    """Raw [B, F] -> by how many deviations each number is off its mean."""
-    centred = graph.add("Sub", [FEATURES, graph.weight("tabular.mean")], "features.centred")
+def _scores(graph: _Graph, config: BertConfig) -> str:
+    """Raw [B, F] -> by how many deviations each number, or its signed logarithm, is off its mean."""
+    scaled = FEATURES
+    if config.log_features:
+        graph.constant("one", np.array(1, np.float32))
+        added = graph.add("Add", [graph.add("Abs", [FEATURES], "features.size"), "one"], "features.size_and_one")
+        signed = [graph.add("Sign", [FEATURES], "features.sign"), graph.add("Log", [added], "features.log")]
+        scaled = graph.add("Mul", signed, "features.scaled")
+    centred = graph.add("Sub", [scaled, graph.weight("tabular.mean")], "features.centred")
     return graph.add("Div", [centred, graph.weight("tabular.std")], "features.scores")
 
 

@@ -194,7 +194,8 @@ def made_up_batches(model: BertForSequenceClassification) -> Iterator[Inputs]:
 def _made_up_features(model: BertForSequenceClassification, generator: np.random.Generator, batch: int) -> Iterator[Float32]:
     if (head := model.tabular) is not None:
         scores = generator.standard_normal((batch, model.config.num_features), dtype=np.float32)
-        yield head.mean.numpy() + head.std.numpy() * scores
+        made = head.mean.numpy() + head.std.numpy() * scores
+        yield np.sign(made) * np.expm1(np.abs(made)) if model.config.log_features else made
 
 
 def failures_of(parity: Parity, accuracy: Accuracy | None) -> Sequence[str]:

@@ -163,13 +163,23 @@ def _norm(graph: GraphWriter, prefix: str, x: str, output: str) -> str:
     return graph.cast(norm, graph.typing.compute)
 
 
+def _scores(graph: GraphWriter) -> str:
+    """Raw [B, F] -> by how many deviations each number, or its signed logarithm, is off its mean."""
+    scaled = FEATURES
+    if graph.config.log_features:
+        one = graph.constant("features.one", 1.0, FP32)
+        size = graph.add("Add", [graph.add("Abs", [FEATURES], "features.size"), one], "features.size_and_one")
+        signed = [graph.add("Sign", [FEATURES], "features.sign"), graph.add("Log", [size], "features.log")]
+        scaled = graph.add("Mul", signed, "features.scaled")
+    centred = graph.add("Sub", [scaled, graph.parameter("tabular.mean")], "features.centred")
+    return graph.add("Div", [centred, graph.parameter("tabular.std")], "features.scores")
+
+
 def head(graph: GraphWriter, first: str, outputs: Collection[str]) -> list[onnx.ValueInfoProto]:
     """Pooler and classifier over [B, D], in FP32: a thousandth of the work, and what the answer is made of."""
     pooled = graph.add("Tanh", [_gemm(graph, "bert.pooler.dense", graph.cast(first, FP32), "pooler")], "pooled")
     if graph.config.num_features:
-        centred = graph.add("Sub", [FEATURES, graph.parameter("tabular.mean")], "features.centred")
-        scores = graph.add("Div", [centred, graph.parameter("tabular.std")], "features.scores")  # [B, F]
-        _gemm(graph, "tabular.classifier", graph.add("Concat", [pooled, scores], "joint", axis=1), LOGITS)
+        _gemm(graph, "tabular.classifier", graph.add("Concat", [pooled, _scores(graph)], "joint", axis=1), LOGITS)
     else:
         _gemm(graph, "classifier", pooled, LOGITS)
     made = [helper.make_tensor_value_info(LOGITS, FP32, ["batch", graph.config.num_labels])]

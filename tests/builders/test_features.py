@@ -48,14 +48,15 @@ TEXTS = Encoded(
 ALLOWED = {"fp32": 1e-4, "bf16": 0.1}
 
 
-@pytest.fixture(scope="module")
-def model() -> BertForSequenceClassification:
-    """Numbers as they come: years that hardly differ, shares, amounts over five orders of magnitude."""
-    found = random_bert(tiny_config(num_features=4), seed=1)
+@pytest.fixture(scope="module", params=[False, True], ids=["as they are", "logarithms"])
+def model(request: pytest.FixtureRequest) -> BertForSequenceClassification:
+    """Numbers as they come: years that hardly differ (of logarithms, ages), shares, amounts over five orders of magnitude."""
+    found = random_bert(tiny_config(num_features=4, log_features=request.param), seed=1)
     if found.tabular is None:
         raise AssertionError("there is no tabular head")
-    found.tabular.mean.copy_(torch.tensor([2012.0, 0.5, 9000.0, 3.0]))
-    found.tabular.std.copy_(torch.tensor([2.0, 0.2, 20000.0, 1.0]))
+    mean, std = ([4.5, 0.4, 6.0, 1.3], [1.5, 0.13, 2.5, 0.4]) if request.param else ([2012, 0.5, 9000, 3], [2, 0.2, 20000, 1])
+    found.tabular.mean.copy_(torch.tensor(mean))
+    found.tabular.std.copy_(torch.tensor(std))
     return found
 
 
