@@ -5,7 +5,7 @@ BIN := .venv/bin
 DEMO = --dataset $(DATASET) $(if $(DATA),--data '$(DATA)') $(if $(TEXT),--text '$(TEXT)') $(if $(LABEL),--label '$(LABEL)') \
        $(if $(ROWS),--train-rows $(ROWS)) $(if $(BASE),--base '$(BASE)')
 
-.PHONY: help setup demo test check bench bench-engines bench-train bench-peers overload soak chaos-train chaos-swap chaos-kill fuzz load report tables clean
+.PHONY: help setup demo test check bench bench-engines bench-int8 bench-train bench-peers overload soak chaos-train chaos-swap chaos-kill fuzz load report tables clean
 .DEFAULT_GOAL := help
 
 help:  ## show the targets
@@ -38,6 +38,9 @@ bench: bench-engines bench-peers report  ## engines and peers, then the page of 
 bench-engines: setup  ## engines beside plain runtimes, in one run; CHECKPOINT=merged; writes docs/measurements/engines.json
 	$(BIN)/python -m builders.bench $(or $(CHECKPOINT),build/merged) --output docs/measurements/engines.json
 
+bench-int8: setup  ## engines beside fp32 on 5,000 held-out rows, paired; CHECKPOINT=merged RELEASES='fp32 int8'; writes docs/measurements/int8.json
+	$(BIN)/python -m builders.paired $(or $(CHECKPOINT),build/merged) --releases $(or $(RELEASES),build/fp32 build/int8) --output docs/measurements/int8.json
+
 bench-peers: setup  ## ours beside other servers, in one run; CHECKPOINT=merged RELEASE=release; writes docs/measurements/peers.json
 	$(BIN)/python -m loadtests.peers $(or $(CHECKPOINT),build/merged) --release $(or $(RELEASE),build/release) --output docs/measurements/peers.json
 
@@ -47,8 +50,8 @@ bench-train: setup  ## training beside transformers + PEFT, in one run; DATA=sta
 chaos-train: setup  ## kill -9 training runs KILLS times, and count torn files
 	$(BIN)/python -m tests.training.chaos --kills $(or $(KILLS),50)
 
-chaos-swap: setup  ## SWAPS releases under load, every second one bad; RELEASE=release; writes docs/measurements/chaos-swap.json
-	$(BIN)/python -m tests.serving.chaos_swap --swaps $(or $(SWAPS),30) $(if $(RELEASE),--release '$(RELEASE)') --output docs/measurements/chaos-swap.json
+chaos-swap: setup  ## SWAPS releases under load, every second one bad; RELEASE=release SECONDS=n a piece; writes docs/measurements/chaos-swap.json
+	$(BIN)/python -m tests.serving.chaos_swap --swaps $(or $(SWAPS),30) $(if $(RELEASE),--release '$(RELEASE)') $(if $(SECONDS),--seconds $(SECONDS)) --output docs/measurements/chaos-swap.json
 
 chaos-kill: setup  ## kill -9 workers and server KILLS times under load; writes docs/measurements/chaos-kill.json
 	$(BIN)/python -m tests.serving.chaos_kill --kills $(or $(KILLS),30) --output docs/measurements/chaos-kill.json
