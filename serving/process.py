@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from serving.stubs import ZOMBIE, find_children
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lives, not a temporary folder of ours
 _CAUSE = re.compile(r"failed to load|Internal:|Invalid argument|Error:|error:|\bE\d{4} ", re.I)
 _LINES_SHOWN = 12
+_PROGRESS_COLUMNS = 6  # of what bert_engine/1/model.py writes, a row an instance; its tokens are the second
 
 # Run by a fresh interpreter that then becomes the server: should the supervisor be killed, its server is told to drain
 # (PR_SET_PDEATHSIG is 1) instead of living on unseen. Not in a `preexec_fn`, as the supervisor has threads.
@@ -58,6 +60,14 @@ class ServerProcess:
         """Names of its shared memory below /dev/shm; without what the python models share among themselves."""
         found = {path.name for path in SHARED_MEMORY.glob(f"{self._shm_prefix}*")}
         return {name for name in found if not name.startswith(f"{self._shm_prefix}progress_")}
+
+    def tokens_answered(self, version: int) -> float:
+        """Tokens that the engine of a version has computed, by its own count; 0 where it keeps none, as TensorRT."""
+        try:
+            counts = array("d", (SHARED_MEMORY / f"{self._shm_prefix}progress_{version}").read_bytes())
+        except (FileNotFoundError, ValueError):  # not there, or just being made
+            return 0.0
+        return sum(counts[1::_PROGRESS_COLUMNS])
 
     @property
     def code(self) -> int | None:

@@ -29,6 +29,9 @@ from serving.stubs import ZOMBIE, find_children, read_status
 from serving.watchdog import SERVER, Name, Sight, Verdict, Watchdog
 
 LOOK_S = 0.2
+ASK_S = 1.0
+"""The classifier is asked at least so often; at every look while no other request shows that its steps answer. Asked at all
+looks, it made a lone request wait 0.7 ms longer."""
 SUSPICIOUS_S = 1.0
 """When the classifier owes an answer for so long, its steps are asked directly, to know which of them it is."""
 STABLE_S = 5.0
@@ -174,6 +177,7 @@ class Watch:
         self._unused: dict[str, float] = {}
         self._failed_loads = 0
         self._now = self._settled = 0.0
+        self._asked_at, self._tokens = -ASK_S, 0.0
         self._well = True
         self.may_drain = True
 
@@ -244,7 +248,10 @@ class Watch:
         """Take the answers that came, ask again; the pinned versions that an answer called not healthy."""
         answers = [self._classifier.take()]
         self._note_service(answers[0])
-        self._classifier.ask(self._now)
+        answering = self._is_answering()
+        if not answering or self._now - self._asked_at >= ASK_S:
+            self._classifier.ask(self._now)
+            self._asked_at = self._now
         if self._classifier.owed_s(self._now) >= SUSPICIOUS_S:
             for name in self._suspects():
                 self._direct[name].ask(self._now)
@@ -252,6 +259,11 @@ class Watch:
         messages = [answer.message for answer in answers if answer and "not healthy" in answer.message]
         version = self._pinned
         return frozenset((step, version) for step in STEPS if version and any(step in message for message in messages))
+
+    def _is_answering(self) -> bool:
+        """Whether the pinned engine has computed something since the last look."""
+        before, self._tokens = self._tokens, self._server.tokens_answered(self._pinned) if self._pinned else 0.0
+        return self._tokens != before
 
     def _suspects(self) -> list[Name]:
         """The pinned version of each step, and the server itself, each with a prober."""

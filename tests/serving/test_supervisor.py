@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
+from array import array
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,36 @@ def test_another_server_is_offered_whole_versions_only(tmp_path: Path, release: 
         supervisor._serve(lambda release: None)
     told = [(line["event"], line.get("version")) for line in lines(tmp_path / "events.jsonl")]
     assert told == [("versions-not-checked", None), ("version-damaged", 1)]
+
+
+def test_the_classifier_is_asked_less_often_while_the_engine_answers_others(tmp_path: Path, release: Path) -> None:
+    prefix = f"bert_test_{os.getpid()}_asked_"
+    progress = Path("/dev/shm") / f"{prefix}progress_1"  # noqa: S108 - where POSIX shared memory lives
+    sleeping = Installation(Path(sys.executable), ["-c", "import time; time.sleep(60)"])
+    server = ServerProcess(sleeping, [], log=tmp_path / "log", shm_prefix=prefix, environment={})
+    asked: list[float] = []
+
+    def looks(watch: Watch, seconds: float, *, tokens: float) -> list[float]:
+        """When the classifier was asked; each look finds so many tokens more, of two instances together."""
+        asked.clear()
+        for _ in range(round(seconds / 0.25)):
+            watch._now += 0.25
+            counts[1] += tokens
+            counts[7] += tokens
+            progress.write_bytes(counts.tobytes())
+            watch._ask()
+        return [now - watch._now + seconds for now in asked]
+
+    counts = array("d", [0.0] * 12)
+    try:
+        with Watch(deployed(tmp_path, release), STATE, server, LIMITS, EventLog(tmp_path / "events.jsonl")) as watch:
+            watch._classifier.ask = asked.append  # type: ignore[assignment]
+            assert looks(watch, 1.0, tokens=0) == [0.25, 0.5, 0.75, 1.0], "nobody else is answered"
+            assert looks(watch, 3.0, tokens=16) == [1.0, 2.0, 3.0], "others are"
+            assert looks(watch, 1.0, tokens=0) == [0.25, 0.5, 0.75, 1.0], "no more"
+    finally:
+        server.kill()
+    assert not progress.exists()
 
 
 def test_a_config_with_a_mistake_changes_nothing_for_a_running_server(tmp_path: Path, release: Path) -> None:
