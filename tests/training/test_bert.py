@@ -200,7 +200,7 @@ def test_the_default_padding_token_is_0_as_in_every_bert_vocabulary() -> None:
 def test_default_sizes_are_those_of_transformers() -> None:
     theirs = transformers.BertConfig()
     ours = dataclasses.asdict(BertConfig())
-    assert ours.pop("num_features") == 0
+    assert (ours.pop("num_features"), ours.pop("log_features")) == (0, False)
     assert ours == {name: getattr(theirs, name) for name in ours}
 
 
