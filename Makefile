@@ -25,8 +25,9 @@ setup: .venv/installed  ## install everything into .venv (the other targets do t
 demo: setup  ## texts to a served, measured classifier; DATASET=name DATA=file TEXT=col LABEL=col ROWS=n BASE=folder
 	$(BIN)/python -m demo $(DEMO)
 
-test: setup  ## all tests, with the real server
-	$(BIN)/python -m pytest -q --durations=5
+test: setup  ## all tests, with the real server; those of training, which signal their own process, in one without the other runtimes
+	$(BIN)/python -m pytest -q --durations=5 --ignore=tests/training
+	$(BIN)/python -m pytest -q --durations=5 tests/training
 
 check: setup  ## lint, format, types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -112,7 +112,7 @@ def test_a_signal_saves_the_recipe_and_the_same_command_goes_on(
     compare(options)
     said = capfdbinary.readouterr().out.decode()
     assert "continuing in epoch" in said
-    assert "epoch 2: " not in said
+    assert "epoch 1: " not in said
     assert len(read_json(tmp_path / "imdb-full" / "run.json")["epochs"]) == 20
     assert (tmp_path / "comparison.html").exists()
 
