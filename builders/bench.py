@@ -190,9 +190,8 @@ def bench(options: Bench) -> None:
         raise UsageError(
             f"{options.checkpoint} reads numbers beside the text, and the rivals cannot; bench one that reads text alone"
         )
-    texts = heldout_rows(options.checkpoint, max(options.texts, options.accuracy_texts))
-    rows = [np.array(ids, np.int32) for ids in checkpoint.encode(texts).ids]
-    labels = [checkpoint.labels.index(text["label"]) for text in texts]
+    encoded = checkpoint.encode_labelled(heldout_rows(options.checkpoint, max(options.texts, options.accuracy_texts)))
+    rows, labels = [np.array(ids, np.int32) for ids in encoded.ids], encoded.labels
     timed = rows[: options.texts]
     with tempfile.TemporaryDirectory() as scratch:
         engines = make_rivals(options.checkpoint, Path(scratch)) | our_engines(options, checkpoint, Path(scratch))

@@ -13,7 +13,6 @@ Publish it with `python -m serving.releases publish`.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 import re
@@ -132,11 +131,7 @@ def check_served(checkpoint: Checkpoint) -> None:
 def read_heldout(checkpoint: Checkpoint, limit: int) -> tuple[Encoded, list[dict[str, Any]]]:
     """The first `limit` held-out rows, as the model's input and as they are. Raises `UsageError` for unknown labels."""
     rows = heldout_rows(checkpoint.folder, limit)
-    classes = {label: number for number, label in enumerate(checkpoint.labels)}
-    unknown = sorted({row["label"] for row in rows} - set(classes))
-    if unknown:
-        raise UsageError(f"{checkpoint.folder / 'heldout.jsonl'} has the label {unknown[0]!r}, which the model does not know")
-    return dataclasses.replace(checkpoint.encode(rows), labels=[classes[row["label"]] for row in rows]), rows
+    return checkpoint.encode_labelled(rows), rows
 
 
 def source_of(options: Build, checkpoint: Checkpoint) -> Source:

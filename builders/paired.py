@@ -125,9 +125,8 @@ def paired(options: Paired) -> None:
     checkpoint = load_checkpoint(options.checkpoint)
     digest = sha256_of(options.checkpoint / WEIGHTS_FILE)
     manifests = [read_release(folder, digest) for folder in options.releases]
-    texts = heldout_rows(options.checkpoint, options.rows)
-    labels = [checkpoint.labels.index(text["label"]) for text in texts]
-    rows = [np.array(ids, np.int32) for ids in checkpoint.encode(texts).ids]
+    encoded = checkpoint.encode_labelled(heldout_rows(options.checkpoint, options.rows))
+    rows, labels = [np.array(ids, np.int32) for ids in encoded.ids], encoded.labels
     key = hashlib.sha256(json.dumps([row.tolist() for row in rows]).encode()).hexdigest()[:12]
     answers = [
         answer(folder, rows, options.work / f"{manifest.release}-{key}", manifest.engine)

@@ -215,9 +215,7 @@ def read_lengths(path: Path, max_length: int) -> tuple[list[int], int]:
 
 def make_proof(checkpoint: Checkpoint) -> Reference:
     """The checkpoint's answers on made-up batches and on its first held-out rows."""
-    rows = heldout_rows(checkpoint.folder, PROOF_ROWS)
-    labels = [checkpoint.labels.index(row["label"]) for row in rows]
-    return make_reference(checkpoint.model, dataclasses.replace(checkpoint.encode(rows), labels=labels))
+    return make_reference(checkpoint.model, checkpoint.encode_labelled(heldout_rows(checkpoint.folder, PROOF_ROWS)))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from html import unescape
+from html import escape, unescape
 from pathlib import Path
 from typing import Annotated
 
@@ -59,15 +59,15 @@ def standalone(figure: str) -> str:
         ValueError: it holds no drawing with a title and a size.
     """
     drawing = re.search(r'<svg viewBox="0 0 \d+ (\d+)".*?</title>(<desc.*?)</svg>', figure, re.DOTALL)
-    title = re.search(r"<figcaption>(.*?)</figcaption>", figure)
+    title = escape(_title(figure))
     if not drawing or not title:
         raise ValueError(f"no chart: {figure[:80]!r}")
     height = int(drawing[1]) + HEAD
     inner = re.sub(r' id="c\d+d"', "", drawing[2])  # numbered by the page that it was drawn for
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img"><title>{title[1]}</title>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img"><title>{title}</title>'
         f'<style>{STYLE}</style><rect class="back" width="{WIDTH}" height="{height}" rx="8"/>'
-        f'<text class="head" x="6" y="20">{title[1]}</text>\n<g transform="translate(0 {HEAD})">{inner}</g></svg>\n'
+        f'<text class="head" x="6" y="20">{title}</text>\n<g transform="translate(0 {HEAD})">{inner}</g></svg>\n'
     )
 
 
@@ -81,6 +81,7 @@ def draw(measurements: Path) -> dict[str, str]:
 
 
 def _title(figure: str) -> str:
+    """What a chart is called; empty where there is none."""
     found = re.search(r"<figcaption>(.*?)</figcaption>", figure)
     return unescape(found[1]) if found else ""
 

@@ -76,6 +76,18 @@ class Checkpoint:
         features = [row["features"] for row in rows] if wanted else None
         return encode(self.tokenizer, [row["text"] for row in rows], [], features=features)
 
+    def encode_labelled(self, rows: Sequence[dict[str, Any]]) -> Encoded:
+        """`encode`, with the class of each row's "label". Raises what that and `classes_of` do."""
+        return dataclasses.replace(self.encode(rows), labels=self.classes_of(rows))
+
+    def classes_of(self, rows: Iterable[dict[str, Any]]) -> list[int]:
+        """The class of the "label" of each held-out row. Raises `UsageError` for one that the model does not know."""
+        classes = {label: number for number, label in enumerate(self.labels)}
+        labels = [row["label"] for row in rows]
+        if unknown := sorted(set(labels) - set(classes)):
+            raise UsageError(f"{self.folder / HELDOUT_FILE} has the label {unknown[0]!r}, which the model does not know")
+        return [classes[label] for label in labels]
+
 
 def load_checkpoint(folder: Path) -> Checkpoint:
     """Load a fine-tuned or merged checkpoint.

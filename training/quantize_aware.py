@@ -135,7 +135,8 @@ def quantize_aware(options: QuantizeAware) -> None:
     merged = load_checkpoint(options.checkpoint)
     if merged.model.config.num_features:
         raise UsageError(
-            f"{merged.folder} reads numbers beside the text, for which there is no int8 engine; train one without --tabular"
+            f"{merged.folder} reads numbers beside the text, which training for int8 does not take; "
+            "python -m builders.build --precision int8 quantises it without"
         )
     done = read_trained(options.output) if options.resume and options.output.exists() else None
     if done is not None and done.distillation != options.distillation:

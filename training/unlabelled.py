@@ -23,15 +23,8 @@ def read_unlabelled(
     Raises:
         UsageError: fewer than two texts that are not held out; a held-out label that the model does not know.
     """
-    held, classes = (
-        heldout_rows(checkpoint.folder, sys.maxsize),
-        {name: number for number, name in enumerate(checkpoint.labels)},
-    )
-    unknown = sorted({row["label"] for row in held} - set(classes))
-    if unknown:
-        raise UsageError(
-            f"the held-out rows of {checkpoint.folder} have the label {unknown[0]!r}, which the model does not know"
-        )
+    held = heldout_rows(checkpoint.folder, sys.maxsize)
+    classes = checkpoint.classes_of(held)  # before the minutes that the answers may take
     fresh = {group_of(text): text for text in read_texts(file)}
     for row in held:  # what is held out is never trained on
         fresh.pop(group_of(row["text"]), None)
@@ -40,7 +33,7 @@ def read_unlabelled(
         raise UsageError(f"{file} has {len(texts)} text(s) that are not held out; at least 2 are needed, better 2000")
     random.Random(seed).shuffle(texts)
     logits = compute_logits(checkpoint.model, encode(checkpoint.tokenizer, texts, []), tokens_per_batch=tokens_per_batch)
-    labels = [*logits.argmax(1).tolist(), *(classes[row["label"]] for row in held)]
+    labels = [*logits.argmax(1).tolist(), *classes]
     rows = [*texts, *(row["text"] for row in held)]
     count = max(1, round(validation_share * len(texts)))
     numbers = list(range(len(rows)))

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import sys
-from array import array
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,13 @@ from contract.command import Failure
 from contract.tensors import CLASSIFIER, ENGINE, TOKENIZER
 from serving import events
 from serving.events import EventLog, events_path
-from serving.launch import Installation
+from serving.launch import SHM_PREFIX_VARIABLE, Installation
 from serving.probe import OK, Outcome, Prober
 from serving.process import ServerProcess
 from serving.repository import Repository
 from serving.state import ServerState
 from serving.supervisor import LONGEST_PAUSE_S, Limits, Supervisor, Watch, pause_s
+from tests.model_repository.loader import load_module
 from tests.served import deployed
 
 STATE = ServerState(pid=1, grpc_url="127.0.0.1:9", http_url="127.0.0.1:9", metrics_url="127.0.0.1:9", control_token="x")
@@ -71,7 +71,9 @@ def test_another_server_is_offered_whole_versions_only(tmp_path: Path, release: 
     assert told == [("versions-not-checked", None), ("version-damaged", 1)]
 
 
-def test_the_classifier_is_asked_less_often_while_the_engine_answers_others(tmp_path: Path, release: Path) -> None:
+def test_the_classifier_is_asked_less_often_while_the_engine_answers_others(
+    tmp_path: Path, release: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prefix = f"bert_test_{os.getpid()}_asked_"
     progress = Path("/dev/shm") / f"{prefix}progress_1"  # noqa: S108 - where POSIX shared memory lives
     sleeping = Installation(Path(sys.executable), ["-c", "import time; time.sleep(60)"])
@@ -83,13 +85,13 @@ def test_the_classifier_is_asked_less_often_while_the_engine_answers_others(tmp_
         asked.clear()
         for _ in range(round(seconds / 0.25)):
             watch._now += 0.25
-            counts[1] += tokens
-            counts[7] += tokens
-            progress.write_bytes(counts.tobytes())
+            for counts in engines:
+                counts[1] += tokens
             watch._ask()
         return [now - watch._now + seconds for now in asked]
 
-    counts = array("d", [0.0] * 12)
+    monkeypatch.setenv(SHM_PREFIX_VARIABLE, prefix)
+    engines = [load_module(ENGINE).open_progress("1", f"{ENGINE}_0_{number}") for number in range(2)]  # as its stubs do
     try:
         with Watch(deployed(tmp_path, release), STATE, server, LIMITS, EventLog(tmp_path / "events.jsonl")) as watch:
             watch._classifier.ask = asked.append  # type: ignore[assignment]
