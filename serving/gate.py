@@ -89,6 +89,12 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
+def settle(url: str, row: Row) -> None:
+    """Let what queued up behind a load be answered: ask the serving release, which takes as long as its queue, and pause."""
+    with connect(url, "http", model=CLASSIFIER, retry=PATIENT) as serving:
+        _ask(serving.classify, row)
+
+
 def warm_up(url: str, max_length: int, row: Row) -> int:
     """Send the candidate a text of every bucket length of the release, all with the features of `row`; how many those were."""
     lengths = [length for length in BUCKET_LENGTHS if length <= max_length] or [max_length]

@@ -18,7 +18,7 @@ from contract.probes import read_probes
 from contract.release import Manifest, read_manifest
 from contract.tensors import CANDIDATE, STEPS
 from serving.deployment import Deployment
-from serving.gate import Gate, check_answers, check_comparison, compare, warm_up
+from serving.gate import Gate, check_answers, check_comparison, compare, settle, warm_up
 from serving.rehearsal import rehearse
 from serving.release_log import ReleaseLog
 from serving.repository import Repository
@@ -120,6 +120,7 @@ def _load_beside(deployment: Deployment, version: int, log: ReleaseLog) -> None:
         for step in STEPS:
             with log.step(f"load {step}", version=version):
                 deployment.offer(sorted({*repository.offered(), version}), step=step)
+                settle(deployment.state.http_url, repository.probes(version).rows()[0])
     with log.step("stage", version=version, release=repository.release(version)):
         deployment.point(CANDIDATE, version)
 

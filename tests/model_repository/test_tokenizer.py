@@ -387,6 +387,27 @@ def test_an_overloaded_model_refuses_before_it_reads(module: Any, folder: Path, 
     assert ids_of(ask(model, ("cat",))[0])
 
 
+def test_while_an_engine_loads_requests_may_wait_twice_as_long(
+    module: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefix = f"bert_test_{os.getpid()}_"
+    monkeypatch.setenv("BERT_SHM_PREFIX", prefix)
+    announce = load_module("bert_engine").announce_loading
+    try:
+        model = start_model(module, folder, tokenizer_config(), max_wait_ms="250")
+        monkeypatch.setattr(model.backlog, "wait_s", lambda now: 0.5)
+        assert "500 ms behind, 250 ms are allowed" in ask(model, ("cat",))[0].error.message()
+        announce(60.0)
+        assert ids_of(ask(model, ("cat",))[0])
+        monkeypatch.setattr(model.backlog, "wait_s", lambda now: 0.501)
+        assert "501 ms behind, 500 ms are allowed" in ask(model, ("cat",))[0].error.message()
+        announce(-0.01)
+        assert "501 ms behind, 250 ms are allowed" in ask(model, ("cat",))[0].error.message()
+    finally:
+        for path in Path("/dev/shm").glob(f"{prefix}*"):  # noqa: S108
+            path.unlink()
+
+
 def test_refusals_gather_unless_more_requests_are_waiting(module: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = start_model(module, folder, tokenizer_config())
     monkeypatch.setattr(model.backlog, "wait_s", lambda now: 10.0)

@@ -9,7 +9,8 @@ import pytest
 
 from contract.command import Failure, UsageError
 from contract.files import write_json_lines
-from serving.gate import Comparison, Gate, check_comparison, read_rows
+from contract.tensors import CLASSIFIER
+from serving.gate import PAUSE, Comparison, Gate, check_comparison, read_rows, settle
 
 
 def comparison(**changes: Any) -> Comparison:
@@ -41,6 +42,45 @@ def test_one_beyond_a_limit_is_refused_with_what_to_do(changes: dict[str, float]
 def test_slowness_is_refused_even_where_disagreement_is_accepted() -> None:
     with pytest.raises(Failure, match="--max-slowdown"):
         check_comparison(comparison(agreement=0.1, new_ms=99.0), Gate(accept_disagreement=True))
+
+
+def test_settling_lasts_as_long_as_the_queue_of_the_serving_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, Any]] = []
+
+    class Serving:
+        def __enter__(self) -> Serving:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def classify(self, texts: list[str], *, features: Any) -> None:
+            asked.append((texts[0], features))
+            clock.now += 0.9
+
+    def connected(url: str, protocol: str, *, model: str, retry: Any) -> Serving:
+        assert (url, protocol, model) == ("127.0.0.1:1", "http", CLASSIFIER)
+        return Serving()
+
+    clock = Clock()
+    monkeypatch.setattr("serving.gate.connect", connected)
+    monkeypatch.setattr("serving.gate.time", clock)
+    settle("127.0.0.1:1", {"text": "the cat", "features": [1.0]})
+    assert asked == [("the cat", [[1.0]])]
+    assert clock.now == pytest.approx(0.9 * (1 + PAUSE))
+
+
+class Clock:
+    """A clock that moves when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
 
 
 def test_texts_are_lines_or_objects(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ COUNTERS = {
     "bert_engine_refused_total": "Requests without an answer: bad input, or the runtime failed",
 }
 REPORT_S = 0.5  # between two reports of the counts
+LOADING_S, LOADED_S = 30.0, 3.0  # that loading takes at most, and until what queued up meanwhile has been answered
 
 Int32 = npt.NDArray[np.int32]
 Float32 = npt.NDArray[np.float32]
@@ -201,6 +202,14 @@ def open_progress(version: str, instance: str) -> npt.NDArray[np.float64]:
     return np.asarray(np.memmap(path, np.float64, "r+", shape=shape))[int(row), :4]
 
 
+def announce_loading(seconds: float) -> None:
+    """Tell the tokenizers of this server that an engine takes cores for a while: the time of a file says until when."""
+    if prefix := os.environ.get("BERT_SHM_PREFIX"):
+        path, until = Path("/dev/shm") / f"{prefix}progress_loading", time.time() + seconds  # noqa: S108 - as above
+        path.touch()
+        os.utime(path, (until, until))
+
+
 class TritonPythonModel:
     """What Triton's stub loads; see the module docstring."""
 
@@ -212,7 +221,9 @@ class TritonPythonModel:
             )
         parameters: dict[str, Any] = json.loads(args["model_config"])["parameters"]
         folder = Path(args["model_repository"]) / args["model_version"]
+        announce_loading(LOADING_S)
         self.engine, self.settings = open_engine(folder, int(parameters["threads"]["string_value"]))
+        announce_loading(LOADED_S)
         self.started = time.monotonic()
         self.progress = open_progress(args["model_version"], args["model_instance_name"])
         self.progress[:] = (self.started, 0.0, 0.0, self.started)
