@@ -14,6 +14,7 @@ from contract.command import Failure, UsageError
 from contract.files import read_json_lines, sha256_of, write_json, write_json_lines
 from contract.release import read_manifest
 from contract.tensors import ENGINE, TOKENIZER
+from loadtests.alone import measure_alone
 from loadtests.deployment import publish_alone
 from loadtests.machine import describe_machine
 from loadtests.operator import Operator
@@ -22,9 +23,10 @@ from loadtests.peers.catalogue import Launch, Peer, processor_flags
 from loadtests.peers.environments import REQUIREMENTS, interpreter, versions
 from loadtests.peers.export import export_onnx
 from loadtests.peers.goals import OURS
-from loadtests.peers.measure import USERS, Plan, measure_round
+from loadtests.peers.measure import USERS, Plan, measure_round, settle
 from loadtests.peers.process import free_port
 from loadtests.peers.servers import Server, cut_texts, serve_ours, serve_peer
+from loadtests.record import Requests, run_precisely
 from loadtests.texts import read_texts
 
 SAMPLE = 2000
@@ -126,6 +128,8 @@ class Session:
             measured = measure_round(
                 OURS, server.target, plan, cpu_s=server.process.cpu_s, operator=server.operator, other_rates=rates
             )
+            settle(server.process.cpu_s)
+            measured["alone"] = run_precisely(_alone(server, plan.requests))
             weight, config = _weigh(server), _engine_config(server.operator)
         bare = self._bare(repository, config)
         return agreed | measured | weight | {"bare_per_s": bare, "cores": self._cores}
@@ -169,6 +173,12 @@ class Session:
         files = (folder, version, self.work / "engine_config.json", self.release / TOKENIZER / "tokenizer.json", self.texts)
         said = _run("loadtests.peers.bare", *map(str, files), str(max(USERS)), str(self.seconds))
         return float(json.loads(said)["texts_per_s"])
+
+
+async def _alone(server: Server, requests: Requests) -> dict[str, Any]:
+    assert server.operator is not None  # noqa: S101 - ours has one
+    async with server.target() as target:
+        return await measure_alone(target.send, requests, server.operator)
 
 
 def _weigh(server: Server) -> dict[str, Any]:

@@ -57,14 +57,17 @@ def test_the_generators_share_of_the_cores_is_taken_from_the_bare_engine() -> No
     assert found["median"] == pytest.approx(120 / (150 * (1 - 0.1 / 2)))
 
 
-def test_what_is_beyond_compute_is_the_rest_of_the_mean() -> None:
-    assert goal(5, a_round())["median"] == pytest.approx(0.7)
+def test_what_is_beyond_compute_is_taken_request_by_request() -> None:
+    assert goal(5, a_round())["median"] == 0.7
     assert goal(5, a_round())["met"] is True
+    without = a_round()
+    del without["ours"]["alone"]
+    assert goal(5, without)["met"] is None and goal(7, without)["met"] is None
 
 
 def test_memory_is_compared_with_the_smallest_and_the_tokenizer_with_the_engine() -> None:
     assert goal(6, a_round())["median"] == pytest.approx(350 / 400, rel=1e-6)
-    assert goal(7, a_round())["median"] == pytest.approx(0.4 / 8)
+    assert goal(7, a_round())["median"] == 0.05
 
 
 def test_a_bound_that_is_just_met_is_met() -> None:

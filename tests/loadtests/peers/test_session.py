@@ -75,6 +75,8 @@ def test_a_comparison_is_measured_and_continued(
     assert ours["at"]["one"]["rate"] == pytest.approx(0.8 * one["peak_per_s"])
     assert min(ours["bare_per_s"], ours["memory_bytes"], ours["cold_start_s"], one["cold_start_s"]) > 0
     assert ours["closed"]["1"]["stages"]["mean_ms"]["engine compute"] > 0
+    alone = ours["alone"]["p50_ms"]
+    assert alone["total"] > alone["engine compute"] > 0 and alone["total"] > alone["tokenizer compute"] > 0
     assert [goal["met"] for goal in found["goals"]].count(None) == 0
     assert "BERT on Triton (ours)" in capsys.readouterr().out
     before = options.output.read_bytes()
