@@ -130,12 +130,15 @@ class ClassifierUser(User):
     protocol: ClassVar[ProtocolName]
     texts: ClassVar[Iterator[str]]
     classifier: Classifier
+    features: int = 0
+    """Numbers that the release reads beside a text; zeros are sent."""
 
     def on_start(self) -> None:
         """Open this user's own connection, so that no request is timed with it; without a server the test ends."""
         self.classifier = connect(self.host or "", self.protocol)
         try:
             self.classifier.check_ready()
+            self.features = len(self.classifier.feature_names())
         except ClassifierError as error:
             print(f"failed: {type(error).__name__}: {error}", file=sys.stderr)
             self.environment.process_exit_code = 1
@@ -150,11 +153,12 @@ class ClassifierUser(User):
     def classify(self) -> None:
         """Classify the next texts and report how long it took, or how it failed."""
         texts = list(itertools.islice(ClassifierUser.texts, _options(self.environment).texts_per_request))
+        beside = [[0.0] * self.features] * len(texts) if self.features else None
         failure: ClassifierError | None = None
         predictions: list[Prediction] = []
         started = time.perf_counter()
         try:
-            predictions = self.classifier.classify(texts)
+            predictions = self.classifier.classify(texts, features=beside)
         except ClassifierError as error:
             failure = error
         self.environment.events.request.fire(

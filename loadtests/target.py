@@ -9,17 +9,24 @@ import grpc
 
 from clients.errors import from_status
 from clients.prepared import INFER_METHOD, release_in, request_bytes
+from contract.features import wanted_in
 from contract.tensors import CLASSIFIER
 from loadtests.record import Requests
 
 
 class GrpcTarget:
-    """Sends requests that were made beforehand; an async context manager. `send` is a `loadtests.record.Send`."""
+    """Sends requests that were made beforehand; an async context manager. `send` is a `loadtests.record.Send`.
+
+    Where the release reads numbers beside the text, the first refusal says how many, and zeros are sent from then on.
+    """
 
     def __init__(self, url: str, requests: Requests, *, model: str = CLASSIFIER, timeout_s: float) -> None:
         """Serialise every request. Raises BadRequest for texts that cannot be classified."""
-        self._url, self._timeout_s = url, timeout_s
-        self._bytes = {tuple(texts): request_bytes(texts, model=model) for texts in requests}
+        self._url, self._timeout_s, self._model, self._features = url, timeout_s, model, 0
+        self._prepare(requests)
+
+    def _prepare(self, requests: Requests) -> None:
+        self._bytes = {tuple(texts): request_bytes(texts, model=self._model, features=self._features) for texts in requests}
 
     async def __aenter__(self) -> GrpcTarget:
         self._channel = grpc.aio.insecure_channel(self._url)
@@ -28,9 +35,15 @@ class GrpcTarget:
 
     async def send(self, texts: Sequence[str]) -> str:
         """Send one of the requests; the release that answered. Raises ClassifierError, for a wrong answer too."""
+        features = self._features
         try:
             answer = await self._call(self._bytes[tuple(texts)], timeout=self._timeout_s)
         except grpc.aio.AioRpcError as error:
+            if not features and (names := wanted_in(error.details() or "")):
+                if not self._features:  # another request may have learned it meanwhile
+                    self._features = len(names)
+                    self._prepare(list(self._bytes))
+                return await self.send(texts)
             raise from_status(str(error.code()), error.details() or "", self._url) from error
         return release_in(answer, len(texts))
 

@@ -128,6 +128,20 @@ def test_locust_runs_a_scenario_in_many_processes(
     assert "hide queueing" in summary["note"]
 
 
+def test_a_release_that_reads_numbers_too_is_loaded_with_zeros(
+    tabular_release: Path, tmp_path: Path, scenario: Scenario, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loadtests.locust_run.MAX_CPU_SHARE", 2.0)
+    lines = [f'texts = "{scenario.texts}"', "warmup_s = 0", "duration_s = 1", "[load]", 'kind = "closed"', "users = 2"]
+    (tmp_path / "users.toml").write_text("\n".join(lines), encoding="utf-8")
+    with serving(deployed(tmp_path, tabular_release)) as state:
+        result = measure(scenario, url=state.grpc_url, operator=None, name="tabular")
+        locust_main(LocustRun(scenario=tmp_path / "users.toml", url=state.http_url, protocol="http", output=tmp_path / "l.json"))
+    assert (result.requests, result.errors) == (100, {})
+    summary = read_json(tmp_path / "l.json")
+    assert summary["requests"] > 5 and summary["failures"] == 0
+
+
 def test_a_slow_tokenizer_in_a_real_server_is_named(
     release: Path, tmp_path: Path, scenario: Scenario, capsys: pytest.CaptureFixture[str]
 ) -> None:
