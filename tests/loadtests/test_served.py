@@ -136,7 +136,9 @@ def test_a_release_that_reads_numbers_too_is_loaded_with_zeros(
     (tmp_path / "users.toml").write_text("\n".join(lines), encoding="utf-8")
     with serving(deployed(tmp_path, tabular_release)) as state:
         result = measure(scenario, url=state.grpc_url, operator=None, name="tabular")
-        locust_main(LocustRun(scenario=tmp_path / "users.toml", url=state.http_url, protocol="http", output=tmp_path / "l.json"))
+        locust_main(
+            LocustRun(scenario=tmp_path / "users.toml", url=state.http_url, protocol="http", output=tmp_path / "l.json")
+        )
     assert (result.requests, result.errors) == (100, {})
     summary = read_json(tmp_path / "l.json")
     assert summary["requests"] > 5 and summary["failures"] == 0
