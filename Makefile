@@ -5,7 +5,7 @@ BIN := .venv/bin
 DEMO = --dataset $(DATASET) $(if $(DATA),--data '$(DATA)') $(if $(TEXT),--text '$(TEXT)') $(if $(LABEL),--label '$(LABEL)') \
        $(if $(ROWS),--train-rows $(ROWS)) $(if $(BASE),--base '$(BASE)')
 
-.PHONY: help setup demo test check bench bench-engines bench-int8 bench-train bench-peers overload soak chaos-train chaos-swap chaos-kill fuzz load report tables clean
+.PHONY: help setup demo test check bench bench-engines bench-int8 bench-train bench-peers overload soak chaos-train chaos-swap chaos-kill fuzz gpu-check load report tables clean
 .DEFAULT_GOAL := help
 
 help:  ## show the targets
@@ -56,6 +56,9 @@ chaos-swap: setup  ## SWAPS releases under load, every second one bad; RELEASE=r
 
 chaos-kill: setup  ## kill -9 workers and server KILLS times under load; writes docs/measurements/chaos-kill.json
 	$(BIN)/python -m tests.serving.chaos_kill --kills $(or $(KILLS),30) --output docs/measurements/chaos-kill.json
+
+gpu-check: setup  ## TensorRT plans built, proved, served, swapped under load, in NVIDIA's container; CHECKPOINT=merged; writes docs/measurements/gpu-check.json
+	$(BIN)/python -m tests.serving.engine_check $(or $(CHECKPOINT),build/merged) --output docs/measurements/gpu-check.json
 
 overload: setup  ## 0.5 to 10 times what the machine can do; writes docs/measurements/overload.json
 	$(BIN)/python -m tests.serving.overload --output docs/measurements/overload.json

@@ -70,8 +70,8 @@ class Answers:
 class Traffic:
     """Clients of one server."""
 
-    def __init__(self, url: str, texts: list[str], known: Known) -> None:
-        self._url, self._texts, self._known = url, texts, known
+    def __init__(self, url: str, texts: list[str], known: Known, *, bound: float = BOUND) -> None:
+        self._url, self._texts, self._known, self._bound = url, texts, known, bound
         self.answers = Answers()
         self._stop = threading.Event()
         self._turn = 0
@@ -136,5 +136,5 @@ class Traffic:
         self.answers.latencies.append((due, time.monotonic() - due))
         self.answers.by_release[release] += 1
         expected = self._known.get(release)
-        if expected is None or not np.abs(logits - expected[row]).max() < BOUND:
+        if expected is None or not np.abs(logits - expected[row]).max() < self._bound:
             self.answers.mixed.append(f"{release} answered {logits.tolist()} to text {row}")
