@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,13 +12,14 @@ import torch
 from tokenizers import Tokenizer
 
 from contract.command import UsageError
+from contract.files import read_json
 from training.batches import Encoded, encode
 from training.bert import BertForSequenceClassification
 from training.bert_config import BertConfig
 from training.datasets import Dataset, read_dataset
 from training.loop import seed_everything
 from training.options import Finetune
-from training.pretrained import find_base, load_model, load_tokenizer
+from training.pretrained import find_base, load_model, load_tokenizer, read_labels
 from training.split import Split, hash_rows, split_dataset
 from training.strategies import apply_strategy, describe_counts
 
@@ -76,7 +77,7 @@ def assemble(options: Finetune, device: torch.device, *, progress: bool) -> Asse
 
 def read_data(options: Finetune) -> Dataset:
     """The whole data set of a run. Raises `UsageError` for data that cannot be used."""
-    return read_dataset(
+    dataset = read_dataset(
         options.dataset,
         data=options.data,
         text=options.text,
@@ -86,6 +87,19 @@ def read_data(options: Finetune) -> Dataset:
         tabular=options.tabular,
         cleaning=options.cleaning,
     )
+    return in_order_of_head(dataset, find_base(options.base)) if options.keep_head else dataset
+
+
+def in_order_of_head(dataset: Dataset, base: Path) -> Dataset:
+    """The data set with its classes in the order of the base's own head. Raises `UsageError` when they are other classes."""
+    names = read_labels(read_json(base / "config.json"), base)
+    if sorted(names) != sorted(dataset.names):
+        raise UsageError(
+            f"--keep-head: the head of {base} gives {', '.join(names)}, {dataset.name} has {', '.join(dataset.names)}; write "
+            "the data's labels into id2label of its config.json, in the order of the logits"
+        )
+    place = [names.index(name) for name in dataset.names]
+    return replace(dataset, names=names, labels=[place[label] for label in dataset.labels])
 
 
 def split_data(options: Finetune, dataset: Dataset) -> Split:
@@ -197,7 +211,7 @@ def _loaded(options: Finetune, task: Task) -> tuple[BertForSequenceClassificatio
     model, report = load_model(
         task.base,
         num_labels=len(task.dataset.names),
-        new_head=True,
+        new_head=not options.keep_head,
         max_positions=options.max_positions,
         num_features=len(task.dataset.feature_names) if options.tabular else 0,
         log_features=options.log_features,
@@ -207,4 +221,5 @@ def _loaded(options: Finetune, task: Task) -> tuple[BertForSequenceClassificatio
     )
     if options.strategy == "lora":
         report.check_adaptable(task.base)
-    return model, f"base {options.base}: {len(report.loaded)} tensors loaded; new: {', '.join(report.initialised)}"
+    new = ", ".join(report.initialised) or "nothing"
+    return model, f"base {options.base}: {len(report.loaded)} tensors loaded; new: {new}"

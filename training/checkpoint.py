@@ -34,7 +34,7 @@ from training.bert_config import BertConfig
 from training.lora import lora_modules
 from training.masked import unmask
 from training.options import Finetune
-from training.pretrained import EMBEDDED, WEIGHTS_FILE, find_base, load_model, load_tokenizer
+from training.pretrained import EMBEDDED, WEIGHTS_FILE, find_base, load_model, load_tokenizer, read_labels
 
 RUN_FILE = "run.json"
 HELDOUT_FILE = "heldout.jsonl"
@@ -153,14 +153,6 @@ def _load_adapted(folder: Path, base_sha256: str, config: dict[str, Any], *, num
     report.check_adaptable(base)
     load_adapter(model, folder)
     return model
-
-
-def read_labels(config: dict[str, Any], folder: Path) -> list[str]:
-    """Class names in the order of the logits, out of a Hugging Face config's `id2label`."""
-    names = config.get("id2label")
-    if not isinstance(names, dict) or set(names) != {str(number) for number in range(len(names))}:
-        raise UsageError(f"{folder / 'config.json'} has no id2label from 0 up; the labels are unknown")
-    return [str(names[str(number)]) for number in range(len(names))]
 
 
 def write_checkpoint(

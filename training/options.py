@@ -60,6 +60,9 @@ class Finetune:
     """Read sign(x) log(1 + |x|) of each feature x: for counts, sizes and ages, whose tails are long."""
     base: str = EMBEDDED
     """Base model: minilm (embedded), a Hugging Face BERT folder, or a hub name."""
+    keep_head: bool = False
+    """Begin with the base's own classification head, whose id2label must name the labels of the data; with the strategy none
+    a classifier from elsewhere is evaluated and taken over as it is."""
     max_positions: int | None = None
     """Keep only the first so many position embeddings: a smaller model that reads no longer texts."""
     heads: tuple[int, ...] | None = None
@@ -141,6 +144,10 @@ class Finetune:
             raise UsageError("--device is cuda, but torch sees no CUDA device; use cpu, or auto")
         if self.log_features and not self.tabular:
             raise UsageError("--log-features changes the numeric features, which only --tabular reads; give both or neither")
+        if self.keep_head and (self.strategy == "scratch" or self.tabular):
+            raise UsageError(
+                f"--keep-head begins with the base's head, which {'--tabular' if self.tabular else 'scratch'} has no use for"
+            )
         if self.cache_prefix and self.strategy == "none":
             raise UsageError("--cache-prefix serves later epochs, and the strategy none trains none")
         if self.layers is not None and self.strategy != "lora":

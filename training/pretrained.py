@@ -128,6 +128,14 @@ def load_model(
     return model, report
 
 
+def read_labels(config: dict[str, Any], folder: Path) -> list[str]:
+    """Class names in the order of the logits, out of a Hugging Face config's `id2label`."""
+    names = config.get("id2label")
+    if not isinstance(names, dict) or set(names) != {str(number) for number in range(len(names))}:
+        raise UsageError(f"{folder / 'config.json'} has no id2label from 0 up; the labels are unknown")
+    return [str(names[str(number)]) for number in range(len(names))]
+
+
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """The tensors of a folder's weights file under the current Hugging Face names."""
     path = folder / WEIGHTS_FILE

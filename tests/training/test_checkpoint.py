@@ -16,9 +16,10 @@ from contract.command import UsageError
 from contract.files import read_json, sha256_of, write_json
 from tests.fixtures import TINY_RUN
 from tests.tiny import padded_batch, tiny_texts
-from training.checkpoint import load_checkpoint, read_heldout, read_labels, write_tokenizer_config
+from training.checkpoint import load_checkpoint, read_heldout, write_tokenizer_config
 from training.lora import lora_modules
 from training.merge import merge_lora
+from training.pretrained import read_labels
 
 
 @pytest.fixture
