@@ -16,13 +16,14 @@ import hashlib
 import json
 import random
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from clients.classifier import DEFAULT_TIMEOUT_S, Classifier, Prediction, connect
-from clients.errors import BadRequest, ClassifierError
+from clients.errors import ClassifierError
 from clients.payload import Features
 from clients.transport import ProtocolName
 from contract.tensors import CANDIDATE, CLASSIFIER
@@ -95,14 +96,25 @@ class CanaryClassifier:
         if not chosen:
             return self._serving.classify(texts, features=features)
         ours, theirs, outcome = self.compare(texts, features=features)
-        if self._record is not None:
-            self._record.write(json.dumps(dataclasses.asdict(outcome)).encode() + b"\n")
+        self._note(outcome)
         return ours if self._shadow or theirs is None else theirs
+
+    def _note(self, outcome: Outcome) -> None:
+        """Add it to the record. A full disk loses evidence, never an answer."""
+        if self._record is None:
+            return
+        try:
+            self._record.write(json.dumps(dataclasses.asdict(outcome)).encode() + b"\n")
+        except OSError as error:
+            warnings.warn(f"an outcome is missing from {self._record.name}: {error}", stacklevel=3)
 
     def compare(
         self, texts: Sequence[str], *, features: Sequence[Features] | None = None
     ) -> tuple[list[Prediction], list[Prediction] | None, Outcome]:
-        """Ask both: the serving release's predictions, the candidate's (None where it failed), and how they compare."""
+        """Ask both: the serving release's predictions, the candidate's (None where it failed), and how they compare.
+
+        A candidate that refuses a text which the serving release takes has failed. Raises as `classify` does.
+        """
         self._asked += 1
         error: ClassifierError | None = None
         ours: list[Prediction] = []
@@ -132,8 +144,6 @@ class CanaryClassifier:
     ) -> tuple[list[Prediction] | None, ClassifierError | None]:
         try:
             return self._candidate.classify(texts, features=features), None
-        except BadRequest:
-            raise  # the texts are at fault, not the candidate
         except ClassifierError as error:
             return None, error
 

@@ -66,7 +66,10 @@ def encode_features(features: Sequence[Features], texts: int, names: Sequence[st
     """
     if len(features) != texts:
         raise BadRequest(f"{len(features)} rows of features come with {texts} texts; one for each is needed")
-    rows = [_in_order(row, number, names) if isinstance(row, Mapping) else list(row) for number, row in enumerate(features)]
+    rows = [
+        _in_order(row, number, names) if isinstance(row, Mapping) else _as_given(row, number)
+        for number, row in enumerate(features)
+    ]
     found = np.empty((texts, len(rows[0]) if rows else 0), dtype=np.float32)
     for number, row in enumerate(rows):
         if len(row) != found.shape[1]:
@@ -86,6 +89,13 @@ def names_wanted(refusal: BadRequest) -> list[str]:
     if names := wanted_in(str(refusal)):
         return names
     raise refusal
+
+
+def _as_given(row: Any, number: int) -> list[Any]:
+    try:
+        return list(row)
+    except TypeError as error:
+        raise BadRequest(f"text {number} has the features {row!r}; a list of numbers, or numbers by name, is needed") from error
 
 
 def _in_order(row: Mapping[str, float], number: int, names: Sequence[str]) -> list[float]:

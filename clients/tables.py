@@ -206,7 +206,7 @@ def _json_rows(lines: io.TextIOWrapper, path: Path) -> tuple[list[str], Iterator
 def _json_row(line: str, number: int) -> Row:
     try:
         value = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # nested beyond what the parser follows
         return {}, f"line {number} is not JSON: {error}"
     if not isinstance(value, dict):
         return {}, f"line {number} is a JSON {type(value).__name__}, not an object"

@@ -42,10 +42,10 @@ def run_command(main: Callable[[], None]) -> None:
         finally:
             sys.stdout.flush()  # short output meets a broken pipe here, where it is handled, and not at the interpreter's end
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _tell("error", error)
         sys.exit(2)
     except Failure as error:
-        print(f"failed: {error}", file=sys.stderr)
+        _tell("failed", error)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -53,3 +53,7 @@ def run_command(main: Callable[[], None]) -> None:
     except BrokenPipeError:  # as in `--help | head`; what is still buffered goes nowhere, or the exit would raise again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+
+
+def _tell(kind: str, error: Exception) -> None:
+    print("\n".join([f"{kind}: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from http.client import HTTPException
 from types import TracebackType
 from typing import Any
 
@@ -15,7 +16,7 @@ LOAD_TIMEOUT_S = 300.0
 
 
 class ModelControl:
-    """Model control over HTTP with the operator's token."""
+    """Model control over HTTP with the operator's token. A server that dies over a call is a `Failure` as well."""
 
     def __init__(self, state: ServerState) -> None:
         self._url = state.http_url
@@ -29,14 +30,14 @@ class ModelControl:
         """
         try:
             self._client.load_model(model, headers=self._headers)
-        except (InferenceServerException, OSError) as error:
+        except (InferenceServerException, OSError, HTTPException) as error:
             raise Failure(f"the server at {self._url} could not load {model}: {error}") from error
 
     def is_ready(self, model: str, version: int) -> bool:
         """Whether that version of `model` is loaded."""
         try:
             return bool(self._client.is_model_ready(model, str(version)))
-        except (InferenceServerException, OSError) as error:
+        except (InferenceServerException, OSError, HTTPException) as error:
             raise Failure(f"the server at {self._url} does not say whether {model} {version} is ready: {error}") from error
 
     def __enter__(self) -> ModelControl:

@@ -119,6 +119,14 @@ class Deployment:
             if version is not None:
                 self.repository.remove_version(version)
 
+    def undo_after(self, error: BaseException, configs: dict[Path, bytes], version: int | None) -> None:
+        """`undo` because of `error`. A server that cannot be told is said beside the reason, not in its place."""
+        try:
+            self.undo(configs, version)
+        except (Failure, OSError) as undone:
+            reason = str(error) or type(error).__name__
+            raise Failure(f"{reason}; and the server could not be told to go back: {undone}") from error
+
     def _forget_deleted(self, serving: int) -> None:
         """Offer no version that a retirement had deleted before it was broken off: no server would start with it."""
         deleted = set(self.repository.offered()) - set(self.repository.versions())

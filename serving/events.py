@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +17,15 @@ MAX_BYTES = 4_000_000
 def events_path(log: Path) -> Path:
     """The event file that belongs to a server's log: model_repository.log -> model_repository.events.jsonl."""
     return log.with_suffix(".events.jsonl")
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """Every event, oldest first; none without a file. A line that was never finished says nothing and is left out."""
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return [event for event in found if isinstance(event, dict)]
 
 
 class EventLog:
@@ -36,5 +47,8 @@ class EventLog:
     def _append(self, line: str) -> None:
         if self._path.exists() and self._path.stat().st_size > MAX_BYTES:
             self._path.replace(self._path.with_name(self._path.name + ".1"))
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(line)
+        with self._path.open("a+b") as file:
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read(1) == b"\n" else "\n" + line  # the disk was full within the line before
+            file.write(line.encode())

@@ -88,7 +88,7 @@ def _undone_on_failure(deployment: Deployment, log: ReleaseLog, release: str, ve
         yield
     except BaseException as error:
         deployment.repository.sweep()
-        deployment.undo(configs, version)
+        deployment.undo_after(error, configs, version)
         serving = deployment.repository.pinned()
         print(f"took {release} out again; " + (f"version {serving} serves on" if serving else "nothing is published"))
         if isinstance(error, OSError):

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from contract.command import Failure, UsageError
+from serving.events import read_events
 
 LOG_FILE = "releases.jsonl"
 
@@ -54,16 +55,8 @@ class ReleaseLog:
             return file.read(1)
 
     def events(self) -> list[dict[str, Any]]:
-        """Every event, oldest first. A line that was never finished says nothing and is left out."""
-        if not self.path.exists():
-            return []
-        found = []
-        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError):
-                event = json.loads(line)
-                if isinstance(event, dict):
-                    found.append(event)
-        return found
+        """Every event, oldest first."""
+        return read_events(self.path)
 
     def history(self, serving: int | None) -> list[int]:
         """Versions in the order in which they came to serve, those rolled back from or retired left out; last: `serving`.

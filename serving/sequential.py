@@ -64,11 +64,12 @@ class RateTest:
     log_ratio: float = 0.0
     """Log of the likelihood ratio of `limit` to `usual`."""
 
-    def observe(self, yes: bool) -> None:
-        """One more observation."""
-        self.seen += 1
+    def observe(self, yes: int, of: int = 1) -> None:
+        """`of` more observations, `yes` of them yes, and one look at all: those of one request have no order among them."""
+        self.seen += of
         self.counted += yes
-        self.log_ratio += math.log(self.limit / self.usual) if yes else math.log((1 - self.limit) / (1 - self.usual))
+        self.log_ratio += yes * math.log(self.limit / self.usual)
+        self.log_ratio += (of - yes) * math.log((1 - self.limit) / (1 - self.usual))
         if self.verdict != "open":
             return
         if self.log_ratio >= math.log((1 - self.missed) / self.false_alarm):
@@ -101,8 +102,7 @@ class CanaryTest:
         """Take one outcome into account and say what is known by now."""
         self.errors.observe(outcome.error is not None)
         if outcome.error is None:
-            for number in range(outcome.texts):
-                self.disagreement.observe(number < outcome.disagreements)
+            self.disagreement.observe(outcome.disagreements, outcome.texts)
             ratio = outcome.candidate_ms / outcome.serving_ms if outcome.serving_ms else 1.0
             if not 1 / self._max_slowdown <= ratio <= self._max_slowdown:
                 self.slower.observe(ratio > 1)

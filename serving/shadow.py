@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from clients.canary import CanaryClassifier, Outcome, takes_part
-from clients.errors import BadRequest, ClassifierError
+from clients.errors import BadRequest, ClassifierError, Rejected
 from contract.command import Failure, UsageError
 from serving.sequential import CanaryTest, Limits
 
@@ -67,7 +67,7 @@ def parse_request(line: str) -> tuple[str, str, Any]:
     if line.startswith("{"):
         try:
             row: Any = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):  # a text that only looks like JSON
             row = None
         if isinstance(row, dict) and isinstance(row.get("text"), str):
             return row["text"], str(row.get("key", row["text"])), row.get("features")
@@ -75,7 +75,8 @@ def parse_request(line: str) -> tuple[str, str, Any]:
 
 
 def replayed(url: str, shadow: Shadow) -> Iterator[Outcome]:
-    """Outcomes of the share of the requests, one after the other; texts that no release can classify are passed over.
+    """Outcomes of the share of the requests, one after the other; what no release can classify is passed over, and what
+    a full server refuses: neither says anything about a release.
 
     Raises:
         Failure: the serving release does not answer.
@@ -87,7 +88,7 @@ def replayed(url: str, shadow: Shadow) -> Iterator[Outcome]:
                 continue
             try:
                 yield both.compare([text], features=None if features is None else [features])[2]
-            except BadRequest:
+            except (BadRequest, Rejected):
                 continue
             except ClassifierError as error:
                 raise Failure(f"the serving release does not answer: {error}") from error

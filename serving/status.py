@@ -12,16 +12,15 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
 from contract.command import Failure, UsageError, run_command
-from contract.files import read_json_lines
 from contract.tensors import CLASSIFIER, STEPS, TOKENIZER
-from serving.events import events_path
+from serving.events import events_path, read_events
 from serving.probe import OK, ask, infer
 from serving.repository import DEFAULT_REPOSITORY, Repository
 from serving.state import ServerState, read_state
@@ -134,7 +133,9 @@ def step_line(model: str, version: int, before: Reading, now: Reading) -> str:
     )
 
 
-def show(repository: Repository, state: ServerState, before: Reading, now: Reading, events: list[Mapping[str, object]]) -> str:
+def show(
+    repository: Repository, state: ServerState, before: Reading, now: Reading, events: Sequence[Mapping[str, object]]
+) -> str:
     """The screen."""
     pinned, seconds = repository.pinned() or 0, now.at_s - before.at_s
 
@@ -195,7 +196,7 @@ def status(options: Status) -> None:
         if now.server != before.server:
             before = now  # another one, whose counters begin anew
             continue
-        events = list(read_json_lines(events_path(log))) if events_path(log).exists() else []
+        events = read_events(events_path(log))
         screen = show(repository, state, before, now, events)
         print(screen if options.once or not sys.stdout.isatty() else CLEAR + screen, flush=True)
         if options.once:

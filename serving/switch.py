@@ -130,8 +130,8 @@ def _at_work(repository: Repository, url: str | None) -> Iterator[tuple[Deployme
         deployment, configs = Deployment.find(repository, url), repository.configs()
         try:
             yield deployment, ReleaseLog(repository.path)
-        except BaseException:
-            deployment.undo(configs, None)
+        except BaseException as error:
+            deployment.undo_after(error, configs, None)
             raise
 
 

@@ -98,11 +98,27 @@ def test_a_failing_candidate_costs_its_caller_nothing_and_is_written_down(tmp_pa
     ] * 2
 
 
-def test_a_bad_text_is_the_callers_and_no_failure_of_the_candidate(tmp_path: Path) -> None:
+def test_a_text_that_the_serving_release_refuses_is_its_callers(tmp_path: Path) -> None:
     record = tmp_path / "canary.jsonl"
-    with canary(failure=BadRequest("empty"), record=record) as client, pytest.raises(BadRequest):
-        client.classify(["text"])
+    with canary(failure=BadRequest("empty"), record=record) as client:
+        client._serving = FakeClassifier(OLD, "a", BadRequest("empty"))  # type: ignore[assignment]
+        for _ in range(2):
+            with pytest.raises(BadRequest):
+                client.classify(["text"])
     assert record.read_text() == ""
+
+
+def test_a_text_that_the_candidate_alone_refuses_is_its_failure(tmp_path: Path) -> None:
+    record = tmp_path / "canary.jsonl"
+    with canary(failure=BadRequest("ids out of range"), record=record) as client:
+        for _ in range(2):
+            assert client.classify(["text"])[0].release == OLD
+    assert [json.loads(line)["error"] for line in record.read_text().splitlines()] == ["BadRequest: ids out of range"] * 2
+
+
+def test_a_record_that_cannot_be_written_costs_no_answer() -> None:
+    with canary(record=Path("/dev/full")) as client, pytest.warns(UserWarning, match="missing from /dev/full: .*No space left"):
+        assert client.classify(["text"])[0].release == NEW
 
 
 def test_closing_closes_both() -> None:

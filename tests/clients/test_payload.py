@@ -123,6 +123,7 @@ def test_what_is_not_finite_is_left_to_the_server_which_names_it() -> None:
 @pytest.mark.parametrize(
     ("features", "said"),
     [
+        ([3, [1]], "text 0 has the features 3; a list of numbers, or numbers by name, is needed"),
         ([[1, 2]], "1 rows of features come with 2 texts; one for each is needed"),
         ([[1, 2], [1]], "text 1 has 1 features, text 0 has 2; all need the same"),
         ([[1, 2], [1, "3"]], "text 1: the feature b is '3'; a finite number is needed"),

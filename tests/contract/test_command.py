@@ -44,6 +44,16 @@ def test_a_command_that_ends_well_returns(capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr() == ("done\n", "")
 
 
+@pytest.mark.parametrize(("kind", "code"), [(UsageError, 2), (Failure, 1)])
+def test_notes_are_told_behind_the_reason(kind: type[Exception], code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    error = kind("it went wrong")
+    error.add_note("and the log is full")
+    with pytest.raises(SystemExit) as stop:
+        run_command(raising(error))
+    assert stop.value.code == code
+    assert capsys.readouterr().err.endswith(": it went wrong\nand the log is full\n")
+
+
 def test_a_bug_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         run_command(raising(ZeroDivisionError("division by zero")))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import ssl
 import subprocess
 from pathlib import Path
@@ -244,3 +245,18 @@ def test_a_stopped_proxy_leaves_no_process_and_no_folder(tmp_path: Path, monkeyp
         assert len(list((tmp_path / "temporary").glob("bert-nginx-*"))) == 1
     assert psutil.wait_procs(family, timeout=60)[1] == []
     assert list((tmp_path / "temporary").glob("bert-nginx-*")) == []
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        'the texts come without numbers; this release reads the features ["age"], FP32 [texts, 1] in this order',
+        '2 number(s) come with each text; this release reads the features ["age"], FP32 [texts, 1] in this order',
+        "text 0: the feature age is nan; a finite number is needed",
+        "text 1 is empty: there is nothing to classify",
+    ],
+)
+def test_every_reason_of_the_tokenizer_passes_the_proxy(reason: str) -> None:
+    (pattern,) = re.findall(r'map \$upstream_http_grpc_message \$grpc_reason \{\s+"~(.+)" \$reason;', TEMPLATE.read_text())
+    found = re.match(pattern.replace("?<reason>", "?P<reason>"), f"in ensemble 'bert_classifier', {reason}")
+    assert found is not None and found["reason"] == reason

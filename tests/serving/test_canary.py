@@ -198,6 +198,7 @@ def test_a_file_is_followed_as_it_grows(tmp_path: Path) -> None:
         ('{"text": "t", "features": [1, 2.5]}', ("t", "t", [1, 2.5])),
         ("{not json", ("{not json", "{not json", None)),
         ('{"other": 1}', ('{"other": 1}', '{"other": 1}', None)),
+        ('{"a":' * 26_000, ('{"a":' * 26_000, '{"a":' * 26_000, None)),
     ],
 )
 def test_a_request_is_a_text_or_an_object(line: str, asked: tuple[str, str, object]) -> None:

@@ -76,6 +76,19 @@ def test_every_text_of_a_request_counts() -> None:
     assert (test.disagreement.seen, test.disagreement.counted, test.errors.seen) == (10, 4, 1)
 
 
+@pytest.mark.parametrize("texts", [64, 640])
+def test_large_requests_are_judged_at_the_same_rates(texts: int) -> None:
+    generator = np.random.default_rng(4)
+    for rate, wanted in ((0.01, "good"), (0.03, "bad")):
+        found = []
+        for _ in range(100):
+            test = CanaryTest(Limits())
+            while test.disagreement.verdict == "open":
+                test.add(outcome(texts=texts, disagreements=int(generator.binomial(texts, rate))))
+            found.append(test.disagreement.verdict)
+        assert sum(verdict == wanted for verdict in found) >= 98
+
+
 def test_the_ratio_is_walds() -> None:
     test = RateTest(usual=0.1, limit=0.3, false_alarm=0.05, missed=0.1)
     for yes in (True, False, True):

@@ -144,6 +144,15 @@ def test_an_event_that_cannot_be_written_is_said_and_ends_nothing(tmp_path: Path
     assert "tested number=1 not_in_the_file=[Errno 2]" in capsys.readouterr().err
 
 
+def test_an_event_after_a_torn_one_stands_by_itself(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text('{"event": "stub-dea')  # the disk was full within the line
+    EventLog(path).write("tested", number=1)
+    EventLog(path).write("tested", number=2)
+    assert [event["number"] for event in events.read_events(path)] == [1, 2]
+    assert events.read_events(tmp_path / "absent") == []
+
+
 def test_a_prober_has_one_request_under_way_and_grows_impatient() -> None:
     asked: list[Future[Outcome]] = []
 

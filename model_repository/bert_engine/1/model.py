@@ -222,8 +222,10 @@ class TritonPythonModel:
         parameters: dict[str, Any] = json.loads(args["model_config"])["parameters"]
         folder = Path(args["model_repository"]) / args["model_version"]
         announce_loading(LOADING_S)
-        self.engine, self.settings = open_engine(folder, int(parameters["threads"]["string_value"]))
-        announce_loading(LOADED_S)
+        try:
+            self.engine, self.settings = open_engine(folder, int(parameters["threads"]["string_value"]))
+        finally:
+            announce_loading(LOADED_S)
         self.started = time.monotonic()
         self.progress = open_progress(args["model_version"], args["model_instance_name"])
         self.progress[:] = (self.started, 0.0, 0.0, self.started)
