@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import tyro
+from scipy.stats import chi2
 from tqdm import tqdm
 
 from clients import connect
@@ -301,11 +302,16 @@ def figures(chaos: Chaos, latency: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def failure_bound(failed: int, requests: int) -> float:
+    """Below this share of requests fail, with 95 % confidence: the Poisson bound, 3/n when none of n did."""
+    return float(chi2.ppf(0.95, 2 * (failed + 1)) / 2 / requests)
+
+
 def report(found: dict[str, Any]) -> dict[str, Any]:
     """The finished run as it is written down."""
     facts: dict[str, Any] = {name: value for name, value in found.items() if name not in {"latency", "done"}}
     facts |= {"machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}}
-    facts |= {"bad_releases": found["swaps"] // 2, "failure_rate_bound": 3 / found["requests"]}
+    facts |= {"bad_releases": found["swaps"] // 2, "failure_rate_bound": failure_bound(found["failed"], found["requests"])}
     facts |= found["latency"]
     return facts
 
@@ -316,7 +322,7 @@ def main(options: ChaosSwap) -> None:
         found = run(options, Path(folder))
     print(
         f"{found['done']} of {found['swaps']} swaps, {found['requests']} requests: {found['failed']} failed, {found['mixed']} "
-        f"mixed (so under {3 / found['requests']:.2g} of requests fail, with 95 % confidence); "
+        f"mixed (so under {failure_bound(found['failed'], found['requests']):.2g} of requests fail, with 95 % confidence); "
         f"{found['counts'].get('refused', 0)} of {found['done'] // 2} bad releases refused; "
         f"slowest rollback {found['slowest_rollback_s']:.2f} s"
     )

@@ -9,7 +9,7 @@ import pytest
 
 from contract.command import UsageError
 from contract.files import read_json
-from tests.serving.chaos_swap import CHUNK, ChaosSwap, report, run
+from tests.serving.chaos_swap import CHUNK, ChaosSwap, failure_bound, report, run
 from tests.serving.faults import FAULTS
 from tests.serving.swap_record import add, begin, part_file, save
 
@@ -31,6 +31,11 @@ def test_thirty_swaps_in_two_pieces_are_noticed_by_no_client(release: Path, tmp_
     assert len(found["pss_mb"]) == 30 / CHUNK
     assert report(found)["bad_releases"] == 15 >= len(FAULTS)
     assert not part_file(output).exists()
+
+
+def test_the_bound_is_three_of_n_without_a_failure_and_above_what_failed_with_some() -> None:
+    assert failure_bound(0, 1000) == pytest.approx(3 / 1000, rel=0.01)
+    assert failure_bound(8, 7759) == pytest.approx(14.43 / 7759, rel=0.001)
 
 
 def piece(**values: object) -> dict[str, object]:
