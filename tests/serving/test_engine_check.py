@@ -20,7 +20,7 @@ def test_every_precision_is_built_served_and_swapped(merged: Path, tmp_path: Pat
         engine="openvino",
         precisions=("fp32", "int8"),
         work=tmp_path / "work",
-        seconds=0.5,
+        seconds=1.5,
         output=tmp_path / "found.json",
     )
     main(options)
