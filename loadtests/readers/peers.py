@@ -65,9 +65,10 @@ def _show(value: float | None, form: str = ".1f", unit: str = "") -> str:
 
 
 def tables(path: Path) -> dict[str, str]:
-    """Markdown by name: goals, servers, open, versions."""
+    """Markdown by name: goals, servers, open, alone, versions."""
     found = Comparison(read_fields(path))
-    parts = {"goals": _goals(found.content), "servers": _servers(found), "open": _open(found), "versions": _versions(found)}
+    parts = {"goals": _goals(found.content), "servers": _servers(found), "open": _open(found), "alone": _alone(found)}
+    parts["versions"] = _versions(found)
     return {name: part for name, part in parts.items() if part}
 
 
@@ -114,6 +115,20 @@ def _servers(found: Comparison) -> str:
     return markdown_table(header, rows)
 
 
+def _alone(found: Comparison) -> str:
+    """Ours, request by request: where the time of a lone one goes."""
+    rows = []
+    for name in ("total", "tokenizer compute", "engine compute", "beyond"):
+        median = found.middle(OURS, lambda each, name=name: _p50_alone(each, name))  # type: ignore[misc]
+        if median is not None:
+            rows.append([name, f"{median:.2f} ms"])
+    return markdown_table(["one request in flight, p50", "time"], rows) if rows else ""
+
+
+def _p50_alone(found: Fields, name: str) -> float | None:
+    return found.fields("alone").fields("p50_ms").number(name) if "alone" in found else None
+
+
 def _open(found: Comparison) -> str:
     header = ["server"]
     for share in SHARES:
@@ -151,7 +166,8 @@ def section(path: Path) -> Section:
         *(f"Not measured: {name}: {reason}" for name, reason in _failed(content)),
     ]
     drawn = [_curves(found), _distributions(found), *_sizes(found), *_stages(found)] if found.names else []
-    captions = {"goals": "Goals", "servers": "Servers, medians over the rounds", "open": "Open loop", "versions": "Versions"}
+    captions = {"goals": "Goals", "servers": "Servers, medians over the rounds", "open": "Open loop"}
+    captions |= {"alone": "Ours, one request at a time", "versions": "Versions"}
     shown = [(captions[name], markdown) for name, markdown in tables(path).items()]
     return Section("Peers", words, drawn, shown)
 

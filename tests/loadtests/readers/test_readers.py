@@ -71,6 +71,16 @@ def test_a_goal_that_was_not_measured_says_so(tmp_path: Path) -> None:
     assert found[1][2:] == ["not measured", "", ""]
 
 
+def test_a_lone_request_of_ours_is_split(tmp_path: Path) -> None:
+    found = rows(peers.tables(written(tmp_path, "peers.json"))["alone"])
+    assert found[1:] == [
+        ["total", "9.10 ms"],
+        ["tokenizer compute", "0.40 ms"],
+        ["engine compute", "8.00 ms"],
+        ["beyond", "0.70 ms"],
+    ]
+
+
 def test_the_peers_section_names_what_could_not_be_measured(tmp_path: Path) -> None:
     section = peers.section(written(tmp_path, "peers.json"))
     assert section.words[1] == "Not measured: broken: the server ended with code 139: ... Segmentation fault"
@@ -211,7 +221,7 @@ def test_what_is_there_becomes_sections_and_the_rest_is_missing(tmp_path: Path) 
 def test_a_part_of_a_files_tables_can_be_named(tmp_path: Path) -> None:
     path = written(tmp_path, "peers.json")
     assert tables_of(path, "goals") == peers.tables(path)["goals"]
-    assert tables_of(path).count("\n\n") == 3
+    assert tables_of(path).count("\n\n") == 4
     with pytest.raises(UsageError, match="has no table 'goal'; it has goals, servers, open, versions"):
         tables_of(path, "goal")
 
