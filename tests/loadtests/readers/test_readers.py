@@ -222,7 +222,7 @@ def test_a_part_of_a_files_tables_can_be_named(tmp_path: Path) -> None:
     path = written(tmp_path, "peers.json")
     assert tables_of(path, "goals") == peers.tables(path)["goals"]
     assert tables_of(path).count("\n\n") == 4
-    with pytest.raises(UsageError, match="has no table 'goal'; it has goals, servers, open, versions"):
+    with pytest.raises(UsageError, match="has no table 'goal'; it has goals, servers, open, alone, versions"):
         tables_of(path, "goal")
 
 
