@@ -129,7 +129,7 @@ def check_served(checkpoint: Checkpoint) -> None:
 
 
 def read_heldout(checkpoint: Checkpoint, limit: int) -> tuple[Encoded, list[dict[str, Any]]]:
-    """The first `limit` held-out rows, as the model's input and as they are. Raises `UsageError` for unknown labels."""
+    """At most `limit` held-out rows, encoded and as they are. Raises what `heldout_rows` and `encode_labelled` do."""
     rows = heldout_rows(checkpoint.folder, limit)
     return checkpoint.encode_labelled(rows), rows
 

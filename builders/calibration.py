@@ -41,9 +41,15 @@ class Calibration:
         return encode(tokenizer, self.texts, [], features=self.features or None)
 
     def encode_validation(self, tokenizer: Tokenizer, rows: int | None = None) -> Encoded:
-        """The first `rows` of `validation`, or all of them, as the model's input."""
-        features = self.validation_features[:rows] or None
-        return encode(tokenizer, self.validation[:rows], self.labels[:rows], features=features)
+        """At most `rows` of `validation`, evenly taken, or all of them, as the model's input."""
+        every = range(len(self.validation))
+        chosen = list(every) if rows is None else spread_rows(every, rows)
+        return encode(
+            tokenizer,
+            [self.validation[row] for row in chosen],
+            [self.labels[row] for row in chosen] if self.labels else [],
+            features=[self.validation_features[row] for row in chosen] if self.validation_features else None,
+        )
 
 
 def read_calibration(checkpoint: Checkpoint, file: Path | None, *, rows: int) -> Calibration:

@@ -91,7 +91,7 @@ def write_engine(
     """Build the engine of a merged checkpoint into an existing folder and prove it.
 
     Args:
-        reference: the checkpoint's answers; computed on its first 256 held-out rows when left out.
+        reference: the checkpoint's answers; computed on 256 held-out rows when left out.
         calibration: gives the texts on which int8 and fp8 are calibrated; those of training when left out.
 
     Raises:
@@ -214,7 +214,7 @@ def read_lengths(path: Path, max_length: int) -> tuple[list[int], int]:
 
 
 def make_proof(checkpoint: Checkpoint) -> Reference:
-    """The checkpoint's answers on made-up batches and on its first held-out rows."""
+    """The checkpoint's answers on made-up batches and on its held-out rows."""
     return make_reference(checkpoint.model, checkpoint.encode_labelled(heldout_rows(checkpoint.folder, PROOF_ROWS)))
 
 

@@ -7,9 +7,12 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from contract.command import UsageError
 from training.datasets import Dataset
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def _deal(groups: list[list[int]], wanted: float, *, keep: int) -> list[int]:
     return taken
 
 
-def spread_rows(rows: Sequence[int], limit: int) -> list[int]:
+def spread_rows(rows: Sequence[T], limit: int) -> list[T]:
     """At most `limit` of `rows`, evenly taken: validation and test part are in the order of the data, often class by class."""
     count = min(limit, len(rows))
     return [rows[number * len(rows) // count] for number in range(count)]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from builders.calibration import read_calibration
+from builders.calibration import Calibration, read_calibration
 from contract.command import UsageError
 from training.checkpoint import Checkpoint, load_checkpoint, read_heldout
 from training.readers import read_texts
@@ -45,6 +45,19 @@ def test_no_more_rows_are_taken_than_asked_for(checkpoint: Checkpoint) -> None:
     whole = read_calibration(checkpoint, None, rows=10_000)
     places = [whole.validation.index(text) for text in found.validation]
     assert places == [0, len(whole.validation) // 3, 2 * len(whole.validation) // 3], "a data set may be sorted by class"
+
+
+def test_a_few_validation_texts_are_taken_from_all_of_them(checkpoint: Checkpoint) -> None:
+    texts, numbers = [f"cat {number}" for number in range(8)], [[float(number)] for number in range(8)]
+    found = Calibration([], texts, [0] * 4 + [1] * 4, "these", [], numbers)
+    encoded, whole = (found.encode_validation(checkpoint.tokenizer, rows) for rows in (2, None))
+    assert encoded.ids == [whole.ids[0], whole.ids[4]]
+    assert encoded.labels == [0, 1]
+    assert encoded.features is not None
+    assert encoded.features.tolist() == [[0.0], [4.0]]
+    assert len(whole.ids) == len(whole.labels) == 8
+    unlabelled = Calibration([], texts, [], "these").encode_validation(checkpoint.tokenizer, 2)
+    assert (unlabelled.ids, unlabelled.labels) == (encoded.ids, [])
 
 
 def test_data_that_is_gone_is_an_error_that_names_the_way_out(checkpoint: Checkpoint, tmp_path: Path) -> None:

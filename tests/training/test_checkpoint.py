@@ -13,10 +13,10 @@ import torch
 from transformers import AutoTokenizer
 
 from contract.command import UsageError
-from contract.files import read_json, sha256_of, write_json
+from contract.files import read_json, sha256_of, write_json, write_json_lines
 from tests.fixtures import TINY_RUN
 from tests.tiny import padded_batch, tiny_texts
-from training.checkpoint import load_checkpoint, read_heldout, write_tokenizer_config
+from training.checkpoint import HELDOUT_FILE, heldout_rows, load_checkpoint, read_heldout, write_tokenizer_config
 from training.lora import lora_modules
 from training.merge import merge_lora
 from training.pretrained import read_labels
@@ -85,6 +85,16 @@ def test_the_heldout_rows_are_texts_with_their_labels(finetuned: Path) -> None:
     known = dict(tiny_texts(160))
     assert len(rows) == 32
     assert all(row.keys() == {"text", "label"} and known[row["text"]] == row["label"] for row in rows)
+
+
+def test_a_few_heldout_rows_are_of_every_class_of_data_in_the_order_of_its_classes(tmp_path: Path) -> None:
+    rows = [{"text": f"text {number}", "label": "animal" if number < 50 else "plant"} for number in range(100)]
+    write_json_lines(tmp_path / HELDOUT_FILE, rows)
+    assert heldout_rows(tmp_path, 4) == [rows[0], rows[25], rows[50], rows[75]]
+    assert heldout_rows(tmp_path, 1000) == rows
+    write_json_lines(tmp_path / HELDOUT_FILE, [])
+    with pytest.raises(UsageError, match="holds no texts to compare the logits on"):
+        heldout_rows(tmp_path, 4)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "run.json"])
