@@ -207,9 +207,11 @@ def sample(encoded: Encoded, count: int) -> list[Int32]:
 def describe(manifest: Manifest) -> str:
     """What was proved, for people."""
     parity = manifest.parity
+    where = f" ({parity['proved_on']})" if "proved_on" in parity else ""
     lines = [
-        f"{manifest.engine} against checkpoint on {len(parity['shapes'])} shapes and {parity['texts']} held-out texts: logits "
-        f"within {parity['max_abs']:.2g} (allowed {parity['bound']:.2g}), labels agree on {parity['label_agreement']:.2%}"
+        f"{manifest.engine}{where} against checkpoint on {len(parity['shapes'])} shapes and {parity['texts']} held-out texts: "
+        f"logits within {parity['max_abs']:.2g} (allowed {parity['bound']:.2g}), "
+        f"labels agree on {parity['label_agreement']:.2%}"
     ]
     return "\n".join([*lines, *([Accuracy(**manifest.accuracy).describe()] if manifest.accuracy else [])])
 
