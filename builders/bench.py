@@ -41,7 +41,7 @@ from contract.command import UsageError, run_command
 from contract.files import read_json, write_json
 from training.bert import BertForSequenceClassification
 from training.bert_config import BertConfig
-from training.checkpoint import Checkpoint, heldout_rows, load_checkpoint
+from training.checkpoint import Checkpoint, check_certified, heldout_rows, load_checkpoint
 from training.split import spread_rows
 
 SETTLE_S = 0.02  # idle threads of one runtime spin for a while, and would take the cores from the next one
@@ -186,6 +186,7 @@ def bench(options: Bench) -> None:
         return
     if options.checkpoint is None or options.output is None:
         raise UsageError("pass a merged checkpoint and --output FILE")
+    check_certified(options.checkpoint)
     checkpoint = load_checkpoint(options.checkpoint)
     if checkpoint.feature_names:
         raise UsageError(

@@ -160,6 +160,11 @@ def test_texts_are_timed_and_judged_from_all_over_the_held_out_ones(
     assert [row.tolist() for row in timed] == [held.ids[0], held.ids[4]]
 
 
+def test_a_checkpoint_that_was_not_merged_is_refused(finetuned: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"has no merge_certificate\.json: merge it first"):
+        bench(Bench(checkpoint=finetuned, output=tmp_path / "a.json"))
+
+
 def test_the_rivals_have_the_checkpoints_own_weights(merged: Path, tmp_path: Path) -> None:
     checkpoint = load_checkpoint(merged)
     encoded = checkpoint.encode([{"text": "the cat near a green tree"}, {"text": "fern"}, {"text": "a dog"}])

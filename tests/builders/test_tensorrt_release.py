@@ -251,6 +251,19 @@ def test_a_refit_without_a_gpu_fails_clearly_and_writes_nothing(
         refit(Refit(engine=engine[0], checkpoint=merged, output=output))
 
 
+def test_ranges_and_refits_are_of_certified_weights(
+    engine: tuple[Path, EngineRecord], finetuned: Path, merged: Path, tmp_path: Path
+) -> None:
+    changed = Path(shutil.copytree(merged, tmp_path / "changed"))
+    with (changed / "model.safetensors").open("ab") as file:
+        file.write(b" ")
+    for checkpoint, said in ((finetuned, "merge it first"), (changed, "its certificate says .*: merge again")):
+        with pytest.raises(UsageError, match=said):
+            refit(Refit(engine=engine[0], checkpoint=checkpoint, output=tmp_path / "new.plan"))
+        with pytest.raises(UsageError, match=said):
+            write_ranges(InputRanges(checkpoint=checkpoint, output=tmp_path / "ranges.json", calibration_rows=16))
+
+
 def test_a_plan_takes_no_weights_that_do_not_fit(engine: tuple[Path, EngineRecord], tmp_path: Path) -> None:
     trt = SimpleNamespace(__version__=load_tensorrt("tensorrt_rtx").__version__)
     folder = refittable(engine, tmp_path / "engine")
