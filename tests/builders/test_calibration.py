@@ -80,11 +80,25 @@ def test_a_file_of_texts_is_halved_into_calibration_and_judgement(checkpoint: Ch
     assert (found.texts, found.validation, found.labels) == (["one", "two"], ["three", "four"], [])
 
 
+def test_held_out_texts_of_a_file_are_not_calibrated_on_and_no_text_twice(
+    checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = [row["text"] for row in read_heldout(checkpoint.folder)]
+    path = tmp_path / "texts.txt"
+    path.write_text("\n".join([*held, "one", held[0].upper(), "two", "ONE ", "three", "four"]), encoding="utf-8")
+    found = read_calibration(checkpoint, path, rows=100)
+    assert ([text.casefold().strip() for text in found.texts], found.validation) == (["one", "two"], ["three", "four"])
+    assert f"{len(held) + 2} of {len(held) + 6} texts are left out" in capsys.readouterr().out
+    path.write_text("\n".join([*held, "one"]), encoding="utf-8")
+    with pytest.raises(UsageError, match=r"holds 1 text\(s\) that are not held out; at least 2 are needed"):
+        read_calibration(checkpoint, path, rows=100)
+
+
 @pytest.mark.parametrize("content", ["", "\n\n  \n", "one\n"])
 def test_a_file_without_texts_is_refused(checkpoint: Checkpoint, tmp_path: Path, content: str) -> None:
     path = tmp_path / "texts.txt"
     path.write_text(content, encoding="utf-8")
-    with pytest.raises(UsageError, match=r"holds [01] text\(s\); at least 2 are needed"):
+    with pytest.raises(UsageError, match=r"holds [01] text\(s\) that are not held out; at least 2 are needed"):
         read_calibration(checkpoint, path, rows=4)
 
 
