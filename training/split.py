@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from collections import defaultdict
 from collections.abc import Sequence
@@ -86,8 +87,10 @@ def spread_rows(rows: Sequence[T], limit: int) -> list[T]:
 
 
 def hash_rows(dataset: Dataset, rows: list[int]) -> str:
-    """Hex sha256 over the texts and labels of `rows`, in order: the identity of a part in `run.json`."""
+    """Hex sha256 over texts, labels and numeric features of `rows`, in order: the identity of a part in `run.json`."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(f"{dataset.names[dataset.labels[row]]}\0{dataset.texts[row]}\0".encode("utf-8", "surrogatepass"))
+        if dataset.features:
+            digest.update(json.dumps(dataset.features[row]).encode() + b"\0")
     return digest.hexdigest()
