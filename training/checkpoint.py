@@ -117,13 +117,15 @@ def check_certified(folder: Path) -> str:
     """The sha256 of a merged checkpoint's weights, after comparing it with the certificate.
 
     Raises:
-        UsageError: no certificate, one that does not pass, or weights that changed since.
+        UsageError: no certificate, one that does not pass, or weights that are missing or changed since.
     """
     if not (folder / CERTIFICATE_FILE).exists():
         raise UsageError(f"{folder} has no {CERTIFICATE_FILE}: merge it first with python -m training.merge")
     certificate = read_json(folder / CERTIFICATE_FILE)
     if certificate.get("passed") is not True:
         raise UsageError(f"the merge certificate of {folder} does not pass: {certificate.get('failures')}")
+    if not (folder / WEIGHTS_FILE).exists():
+        raise UsageError(f"{folder / WEIGHTS_FILE} is missing: merge again")
     digest = sha256_of(folder / WEIGHTS_FILE)
     certified = certificate.get("hashes", {}).get("merged")
     if digest != certified:

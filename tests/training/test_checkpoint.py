@@ -16,7 +16,14 @@ from contract.command import UsageError
 from contract.files import read_json, sha256_of, write_json, write_json_lines
 from tests.fixtures import TINY_RUN
 from tests.tiny import padded_batch, tiny_texts
-from training.checkpoint import HELDOUT_FILE, heldout_rows, load_checkpoint, read_heldout, write_tokenizer_config
+from training.checkpoint import (
+    HELDOUT_FILE,
+    check_certified,
+    heldout_rows,
+    load_checkpoint,
+    read_heldout,
+    write_tokenizer_config,
+)
 from training.lora import lora_modules
 from training.merge import merge_lora
 from training.pretrained import read_labels
@@ -126,6 +133,13 @@ def test_a_folder_without_weights_of_either_kind_is_refused(copied: Path) -> Non
     (copied / "adapter_config.json").unlink()
     with pytest.raises(UsageError, match=r"model\.safetensors is missing"):
         load_checkpoint(copied)
+
+
+def test_a_certificate_without_its_weights_is_refused(merged: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(merged, tmp_path / "merged"))
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(UsageError, match=r"model\.safetensors is missing: merge again"):
+        check_certified(copy)
 
 
 def test_a_base_that_changed_since_is_refused_by_its_hash(copied: Path, tiny_base: Path, tmp_path: Path) -> None:
