@@ -232,6 +232,13 @@ def test_what_a_kill_left_half_written_is_removed(stopped: Finetune) -> None:
     assert [path.name for path in stopped.output.parent.iterdir()] == ["run"]
 
 
+def test_a_run_whose_folder_cannot_be_made_is_refused(tiny_base: Path, tiny_csv: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for output in (tmp_path / "file" / "run", Path("/proc/run")):
+        with pytest.raises(UsageError, match=rf"cannot make the folder {output}\.training"):
+            finetune(run_of(output, tiny_csv, tiny_base))
+
+
 def test_a_state_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     tensors = {"a": torch.arange(6.0).view(2, 3).T, "b": torch.tensor(2.5, dtype=torch.float64), "c": torch.get_rng_state()}
     values = {"done": 3, "results": [{"loss": 0.1 + 0.2}], "text": "ß"}
