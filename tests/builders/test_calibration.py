@@ -118,14 +118,18 @@ def test_every_format_gives_its_texts(tmp_path: Path) -> None:
         ("a.jsonl", "[1]\n", 'must have a "text" in every line'),
         ("a.jsonl", '{"text": 3}\n', 'every "text" must be a string'),
         ("a.jsonl", "{", "line 1 is not JSON"),
+        ("a.jsonl", '{"text": "a"}\n{"text": "\\ud800"}\n', r"a\.jsonl line 2: the text holds half a surrogate pair"),
+        ("a.csv", b"text\n\xed\xa0\x80\n", "is not UTF-8"),
         ("a.csv", "words\na\n", "has no column 'text'; it has 'words'"),
         ("a.csv", 'text\n"a', "is not a well-formed CSV"),
         ("a.csv", "text\na, b\n", "its cells are shifted"),
         ("b.txt", None, "cannot read the texts of"),
     ],
 )
-def test_a_file_that_is_not_what_its_name_says_is_refused(tmp_path: Path, name: str, content: str | None, said: str) -> None:
+def test_a_file_that_is_not_what_its_name_says_is_refused(
+    tmp_path: Path, name: str, content: str | bytes | None, said: str
+) -> None:
     if content is not None:
-        (tmp_path / name).write_text(content)
+        (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(UsageError, match=said):
         read_texts(tmp_path / name)
