@@ -41,7 +41,8 @@ from contract.command import UsageError, run_command
 from contract.files import read_json, write_json
 from training.bert import BertForSequenceClassification
 from training.bert_config import BertConfig
-from training.checkpoint import Checkpoint, heldout_rows, load_checkpoint
+from training.checkpoint import Checkpoint, check_certified, heldout_rows, load_checkpoint
+from training.split import spread_rows
 
 SETTLE_S = 0.02  # idle threads of one runtime spin for a while, and would take the cores from the next one
 BASE_SHAPE = (8, 128)
@@ -185,6 +186,7 @@ def bench(options: Bench) -> None:
         return
     if options.checkpoint is None or options.output is None:
         raise UsageError("pass a merged checkpoint and --output FILE")
+    check_certified(options.checkpoint)
     checkpoint = load_checkpoint(options.checkpoint)
     if checkpoint.feature_names:
         raise UsageError(
@@ -192,16 +194,17 @@ def bench(options: Bench) -> None:
         )
     encoded = checkpoint.encode_labelled(heldout_rows(options.checkpoint, max(options.texts, options.accuracy_texts)))
     rows, labels = [np.array(ids, np.int32) for ids in encoded.ids], encoded.labels
-    timed = rows[: options.texts]
+    timed = spread_rows(rows, options.texts)
+    judged = spread_rows(range(len(rows)), options.accuracy_texts)
     with tempfile.TemporaryDirectory() as scratch:
         engines = make_rivals(options.checkpoint, Path(scratch)) | our_engines(options, checkpoint, Path(scratch))
         samples, ceilings = time_engines(engines, timed, rounds=options.rounds)
-        accuracy = measure_accuracy(engines, rows[: options.accuracy_texts], labels[: options.accuracy_texts])
+        accuracy = measure_accuracy(engines, [rows[row] for row in judged], [labels[row] for row in judged])
     with tempfile.TemporaryDirectory() as scratch:
         base = measure_base_shape(options.rounds, Path(scratch)) if options.base_shapes else None
     measured = {
         **describe(options, checkpoint, timed),
-        "accuracy_texts": min(len(rows), options.accuracy_texts),
+        "accuracy_texts": len(judged),
         **summarise(samples, ceilings, accuracy, [len(row) for row in timed], base),
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -129,7 +129,7 @@ def check_served(checkpoint: Checkpoint) -> None:
 
 
 def read_heldout(checkpoint: Checkpoint, limit: int) -> tuple[Encoded, list[dict[str, Any]]]:
-    """The first `limit` held-out rows, as the model's input and as they are. Raises `UsageError` for unknown labels."""
+    """At most `limit` held-out rows, encoded and as they are. Raises what `heldout_rows` and `encode_labelled` do."""
     rows = heldout_rows(checkpoint.folder, limit)
     return checkpoint.encode_labelled(rows), rows
 
@@ -207,9 +207,11 @@ def sample(encoded: Encoded, count: int) -> list[Int32]:
 def describe(manifest: Manifest) -> str:
     """What was proved, for people."""
     parity = manifest.parity
+    where = f" ({parity['proved_on']})" if "proved_on" in parity else ""
     lines = [
-        f"{manifest.engine} against checkpoint on {len(parity['shapes'])} shapes and {parity['texts']} held-out texts: logits "
-        f"within {parity['max_abs']:.2g} (allowed {parity['bound']:.2g}), labels agree on {parity['label_agreement']:.2%}"
+        f"{manifest.engine}{where} against checkpoint on {len(parity['shapes'])} shapes and {parity['texts']} held-out texts: "
+        f"logits within {parity['max_abs']:.2g} (allowed {parity['bound']:.2g}), "
+        f"labels agree on {parity['label_agreement']:.2%}"
     ]
     return "\n".join([*lines, *([Accuracy(**manifest.accuracy).describe()] if manifest.accuracy else [])])
 

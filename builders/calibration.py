@@ -14,7 +14,8 @@ from tokenizers import Tokenizer
 from contract.command import UsageError
 from training.assemble import read_again
 from training.batches import Encoded, encode
-from training.checkpoint import Checkpoint
+from training.checkpoint import Checkpoint, read_heldout
+from training.datasets import group_of
 from training.readers import read_texts
 from training.split import spread_rows
 
@@ -41,16 +42,41 @@ class Calibration:
         return encode(tokenizer, self.texts, [], features=self.features or None)
 
     def encode_validation(self, tokenizer: Tokenizer, rows: int | None = None) -> Encoded:
-        """The first `rows` of `validation`, or all of them, as the model's input."""
-        features = self.validation_features[:rows] or None
-        return encode(tokenizer, self.validation[:rows], self.labels[:rows], features=features)
+        """At most `rows` of `validation`, evenly taken, or all of them, as the model's input."""
+        every = range(len(self.validation))
+        chosen = list(every) if rows is None else spread_rows(every, rows)
+        return encode(
+            tokenizer,
+            [self.validation[row] for row in chosen],
+            [self.labels[row] for row in chosen] if self.labels else [],
+            features=[self.validation_features[row] for row in chosen] if self.validation_features else None,
+        )
+
+
+def read_fresh(checkpoint: Checkpoint, file: Path) -> list[str]:
+    """The texts of a file, each once, without those that are held out: the gate judges by them.
+
+    Raises:
+        UsageError: fewer than two are left, or the file is not what its name says.
+    """
+    held = {group_of(row["text"]) for row in read_heldout(checkpoint.folder)}
+    given = read_texts(file)
+    fresh = {group_of(text): text for text in given}
+    texts = [text for group, text in fresh.items() if group not in held]
+    if len(texts) < 2:
+        raise UsageError(
+            f"--calibration-texts {file} holds {len(texts)} text(s) that are not held out; at least 2 are needed, better 256"
+        )
+    if left_out := len(given) - len(texts):
+        print(f"{file}: {left_out} of {len(given)} texts are left out, they are held out or repeat another")
+    return texts
 
 
 def read_calibration(checkpoint: Checkpoint, file: Path | None, *, rows: int) -> Calibration:
     """At most `rows` texts of each part.
 
     Raises:
-        UsageError: a file without texts, or data that is no longer what the run was trained on.
+        UsageError: a file of too few texts (see `read_fresh`), or data that is no longer what the run was trained on.
     """
     if file is not None:
         if checkpoint.model.config.num_features:
@@ -58,9 +84,7 @@ def read_calibration(checkpoint: Checkpoint, file: Path | None, *, rows: int) ->
                 f"--calibration-texts {file} holds texts alone, and {checkpoint.folder} reads numbers beside them; "
                 "put the data of training back where it was, or use another precision"
             )
-        texts = read_texts(file)
-        if len(texts) < 2:
-            raise UsageError(f"--calibration-texts {file} holds {len(texts)} text(s); at least 2 are needed, better 256")
+        texts = read_fresh(checkpoint, file)
         half = min(rows, len(texts) // 2)
         return Calibration(texts[:half], texts[half : 2 * half], [], str(file))
     try:

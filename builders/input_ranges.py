@@ -26,7 +26,7 @@ from builders.ranges import observe_ranges, product_inputs
 from builders.standard_graph import standard_onnx
 from contract.command import UsageError, run_command
 from contract.files import read_json, write_json
-from training.checkpoint import Checkpoint, load_checkpoint
+from training.checkpoint import Checkpoint, check_certified, load_checkpoint
 from training.ranges import PERCENTILES
 
 Eight = Literal["int8", "fp8"]
@@ -93,6 +93,7 @@ def read_ranges(path: Path) -> Mapping[str, float]:
 
 def write_ranges(options: InputRanges) -> None:
     """Run the command; see the module docstring."""
+    check_certified(options.checkpoint)
     checkpoint = load_checkpoint(options.checkpoint)
     calibration = read_calibration(checkpoint, options.calibration_texts, rows=options.calibration_rows)
     found = choose_ranges(checkpoint, options.precision, calibration)

@@ -26,11 +26,10 @@ from builders.hardware import describe_cpu
 from builders.parity import BOUNDS, Float32, Int32, margins
 from builders.served import open_served, row_runner
 from contract.command import UsageError, run_command
-from contract.files import sha256_of, whole_file, write_json
+from contract.files import whole_file, write_json
 from contract.release import Manifest, read_manifest
 from contract.tensors import ENGINE
-from training.checkpoint import Checkpoint, heldout_rows, load_checkpoint
-from training.pretrained import WEIGHTS_FILE
+from training.checkpoint import Checkpoint, check_certified, heldout_rows, load_checkpoint
 
 CHUNK = 256
 """Rows that are answered between two files."""
@@ -122,8 +121,8 @@ def describe(measured: dict[str, Any]) -> str:
 
 def paired(options: Paired) -> None:
     """Run the command; see the module docstring."""
+    digest = check_certified(options.checkpoint)
     checkpoint = load_checkpoint(options.checkpoint)
-    digest = sha256_of(options.checkpoint / WEIGHTS_FILE)
     manifests = [read_release(folder, digest) for folder in options.releases]
     encoded = checkpoint.encode_labelled(heldout_rows(options.checkpoint, options.rows))
     rows, labels = [np.array(ids, np.int32) for ids in encoded.ids], encoded.labels

@@ -24,7 +24,7 @@ from builders.tensorrt_release import write_graph
 from builders.trt_engine import load_tensorrt, refit_plan
 from contract.command import UsageError, run_command
 from contract.files import write_bytes
-from training.checkpoint import load_checkpoint
+from training.checkpoint import check_certified, load_checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,7 @@ def refit(options: Refit) -> None:
     """Run the command; see the module docstring."""
     if options.output.exists():
         raise UsageError(f"the output {options.output} exists already; name another one, or remove it first")
+    check_certified(options.checkpoint)
     facts = read_engine_json(options.engine)
     trt = load_tensorrt(facts["runtime"]["name"])
     model = load_checkpoint(options.checkpoint).model

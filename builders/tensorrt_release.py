@@ -91,16 +91,18 @@ def write_engine(
     """Build the engine of a merged checkpoint into an existing folder and prove it.
 
     Args:
-        reference: the checkpoint's answers; computed on its first 256 held-out rows when left out.
+        reference: the checkpoint's answers; computed on 256 held-out rows when left out.
         calibration: gives the texts on which int8 and fp8 are calibrated; those of training when left out.
 
     Raises:
         UsageError: TensorRT is absent or too old, or the options do not fit it, the precision or the layout.
-        Failure: TensorRT cannot build it, or the engine is not what was asked for, or not the checkpoint's equal.
+        Failure: TensorRT cannot build it, or not prove it here, or the engine is not what was asked for, or not the
+            checkpoint's equal.
     """
     trt = load_tensorrt(options.module)
     profiles = make_profiles(layout, checkpoint.max_length, options, features=checkpoint.model.config.num_features)
     check_settings(trt, options, profiles=len(profiles))
+    gpu = find_gpu(options)
     typing = make_typing(checkpoint, precision, options, calibration)
     graph = write_graph(checkpoint.model, typing, layout, options.extra_outputs)
     counted = check_graph(graph)
@@ -110,7 +112,6 @@ def write_engine(
     plan, network = make_plan(trt, graph, profiles, precision, options)
     size = PlanSize(len(plan), counted.weight_bytes, counted.parameters, len(profiles))
     check_size(size, precision)
-    gpu = {} if options.compute_capabilities else describe_gpu()  # built for this one, or for others
     proved_on, inspected = "its graph on the CPU, rounded as a GPU rounds", None
     if gpu:
         engine = open_plan(trt, plan, version_compatible=options.version_compatible)
@@ -131,6 +132,21 @@ def write_engine(
     write_bytes(folder / GRAPH_FILE, skeleton(graph).SerializeToString())
     write_json(folder / ENGINE_JSON, engine_json(record, options, proof_record(size, network, inspected)))
     return record
+
+
+def find_gpu(options: TensorRTOptions) -> dict[str, str]:
+    """The GPU that a plan is built for and proved on; empty where it is built for others, or TensorRT-RTX has none here.
+
+    Raises:
+        Failure: TensorRT, which builds on a GPU alone, and no GPU that nvidia-smi names: no plan could be proved.
+    """
+    gpu = {} if options.compute_capabilities else describe_gpu()
+    if options.module == "tensorrt" and not gpu:
+        raise Failure(
+            "TensorRT builds on a GPU that nvidia-smi does not name here, so the plan could not be proved; "
+            "make nvidia-smi work (NVIDIA_DRIVER_CAPABILITIES=compute,utility)"
+        )
+    return gpu
 
 
 def make_plan(
@@ -214,7 +230,7 @@ def read_lengths(path: Path, max_length: int) -> tuple[list[int], int]:
 
 
 def make_proof(checkpoint: Checkpoint) -> Reference:
-    """The checkpoint's answers on made-up batches and on its first held-out rows."""
+    """The checkpoint's answers on made-up batches and on its held-out rows."""
     return make_reference(checkpoint.model, checkpoint.encode_labelled(heldout_rows(checkpoint.folder, PROOF_ROWS)))
 
 

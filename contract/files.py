@@ -93,6 +93,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     try:
         yield partial
         partial.rename(path)
+    except BrokenPipeError:  # the reader of what is printed is gone: `run_command` ends by it
+        raise
     except OSError as error:
         raise Failure(f"cannot write {path}: {error}") from error
     finally:

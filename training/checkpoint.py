@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from training.lora import lora_modules
 from training.masked import unmask
 from training.options import Finetune
 from training.pretrained import EMBEDDED, WEIGHTS_FILE, find_base, load_model, load_tokenizer, read_labels
+from training.split import spread_rows
 
 RUN_FILE = "run.json"
 HELDOUT_FILE = "heldout.jsonl"
@@ -117,13 +117,15 @@ def check_certified(folder: Path) -> str:
     """The sha256 of a merged checkpoint's weights, after comparing it with the certificate.
 
     Raises:
-        UsageError: no certificate, one that does not pass, or weights that changed since.
+        UsageError: no certificate, one that does not pass, or weights that are missing or changed since.
     """
     if not (folder / CERTIFICATE_FILE).exists():
         raise UsageError(f"{folder} has no {CERTIFICATE_FILE}: merge it first with python -m training.merge")
     certificate = read_json(folder / CERTIFICATE_FILE)
     if certificate.get("passed") is not True:
         raise UsageError(f"the merge certificate of {folder} does not pass: {certificate.get('failures')}")
+    if not (folder / WEIGHTS_FILE).exists():
+        raise UsageError(f"{folder / WEIGHTS_FILE} is missing: merge again")
     digest = sha256_of(folder / WEIGHTS_FILE)
     certified = certificate.get("hashes", {}).get("merged")
     if digest != certified:
@@ -242,8 +244,12 @@ def read_heldout(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def heldout_rows(folder: Path, limit: int) -> list[dict[str, Any]]:
-    """The first `limit` held-out rows, on which merge and build prove their work. Raises `UsageError` when there are none."""
-    rows = list(islice(read_heldout(folder), limit))
+    """At most `limit` held-out rows, evenly taken, on which merge and build prove their work.
+
+    Raises:
+        UsageError: there are none.
+    """
+    rows = spread_rows(list(read_heldout(folder)), limit)
     if not rows:
         raise UsageError(f"{folder / HELDOUT_FILE} holds no texts to compare the logits on; train and merge again")
     return rows

@@ -17,6 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from contract.command import UsageError
+from training.readers import is_unicode
 
 LIBRARIES = ("numpy", "pandas", "stdlib", "torch", "transformers")
 MIN_WORDS = 20
@@ -79,14 +80,14 @@ def _is_test(relative: Path) -> bool:
 
 
 def docstrings_of(path: Path) -> list[str]:
-    """The docstrings of a source file's module, classes and functions; none where it is not today's Python."""
+    """The docstrings of a source file's module, classes and functions; none where it is not today's Python, or no Unicode."""
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     except (SyntaxError, UnicodeDecodeError, ValueError):  # templates and deliberately broken samples
         return []
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     found = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, documented)]
-    return [docstring for docstring in found if docstring]
+    return [docstring for docstring in found if docstring and is_unicode(docstring)]
 
 
 def mask_names(text: str) -> str:

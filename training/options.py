@@ -128,6 +128,8 @@ class Finetune:
     """Also report to tensorboard, wandb or mlflow; metrics.jsonl is always written."""
 
     def __post_init__(self) -> None:
+        if self.output.name in {"", ".."}:
+            raise UsageError(f"--output is {self.output}; name a folder to make")
         try:
             name = "rank"
             check_rank(self.rank)

@@ -18,6 +18,7 @@ from contract.command import UsageError, run_command
 from contract.files import read_json_lines, write_json_lines
 from training.checkpoint import HELDOUT_FILE, load_checkpoint
 from training.evaluation import compute_logits
+from training.readers import check_characters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,7 @@ def predict(options: Predict) -> None:
     rows = list(islice(read_json_lines(source), options.limit))
     if not rows or not all(isinstance(row, dict) and isinstance(row.get("text"), str) for row in rows):
         raise UsageError(f'{source} must hold at least one line, each a JSON object with a "text"')
+    check_characters(source, (row["text"] for row in rows))
     encoded = checkpoint.encode(rows)
     logits = compute_logits(checkpoint.model, encoded, tokens_per_batch=options.tokens_per_batch, progress="predicting")
     options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -111,6 +111,22 @@ def _parse(path: Path, reader: Iterator[list[str]]) -> Iterator[list[str]]:
         raise UsageError(f"{path} is not a well-formed CSV: it is empty")
 
 
+def is_unicode(text: str) -> bool:
+    """Whether every character is one: an escape, of JSON or of Python, may spell half a surrogate pair, which is none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def check_characters(file: Path, texts: Iterable[str]) -> None:
+    """Raise UsageError for a text, one a line of `file`, that holds half a surrogate pair: no tokenizer takes it."""
+    for number, text in enumerate(texts, 1):
+        if not is_unicode(text):
+            raise UsageError(f"{file} line {number}: the text holds half a surrogate pair, which is no character; mend it")
+
+
 def read_texts(file: Path) -> list[str]:
     """The texts of a .jsonl ("text" of each line), a .csv (its column "text") or any other file (one a line), blanks left out.
 
@@ -130,4 +146,5 @@ def read_texts(file: Path) -> list[str]:
         raise UsageError(f'{file} must have a "text" in every line') from error
     if not all(isinstance(text, str) for text in texts):
         raise UsageError(f'{file}: every "text" must be a string')
+    check_characters(file, texts)
     return [text for text in texts if text.strip()]

@@ -95,12 +95,15 @@ def identify(options: Finetune, task: Task, machine: Machine) -> dict[str, Any]:
 
 
 def check_same(options: Finetune, configuration: dict[str, Any]) -> None:
-    """Raise `UsageError` when a finished run had other options, its `configuration`, than these."""
-    now = options.to_json()
+    """Raise `UsageError` when a finished run had other options than these.
+
+    An option that did not exist when the run wrote its `configuration` had its default.
+    """
+    now, was = options.to_json(), Finetune(output=options.output).to_json() | configuration
     different = [
-        f"{key} was {configuration[key]!r}, is {value!r}"
+        f"{key} was {was[key]!r}, is {value!r}"
         for key, value in now.items()
-        if key not in _FREE_ON_RESUME and key in configuration and configuration[key] != value
+        if key not in _FREE_ON_RESUME and was[key] != value
     ]
     if different:
         raise UsageError(

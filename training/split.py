@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from contract.command import UsageError
 from training.datasets import Dataset
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -76,15 +80,17 @@ def _deal(groups: list[list[int]], wanted: float, *, keep: int) -> list[int]:
     return taken
 
 
-def spread_rows(rows: Sequence[int], limit: int) -> list[int]:
+def spread_rows(rows: Sequence[T], limit: int) -> list[T]:
     """At most `limit` of `rows`, evenly taken: validation and test part are in the order of the data, often class by class."""
     count = min(limit, len(rows))
     return [rows[number * len(rows) // count] for number in range(count)]
 
 
 def hash_rows(dataset: Dataset, rows: list[int]) -> str:
-    """Hex sha256 over the texts and labels of `rows`, in order: the identity of a part in `run.json`."""
+    """Hex sha256 over texts, labels and numeric features of `rows`, in order: the identity of a part in `run.json`."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(f"{dataset.names[dataset.labels[row]]}\0{dataset.texts[row]}\0".encode("utf-8", "surrogatepass"))
+        if dataset.features:
+            digest.update(json.dumps(dataset.features[row]).encode() + b"\0")
     return digest.hexdigest()

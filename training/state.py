@@ -38,10 +38,14 @@ def hold(folder: Path) -> Iterator[None]:
     """Make the folder of a run's state, and keep every other process from it until the block ends or this process dies.
 
     Raises:
-        UsageError: another process has it.
+        UsageError: another process has it, or it cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / _LOCK_FILE).open("w") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / _LOCK_FILE).open("w")
+    except OSError as error:
+        raise UsageError(f"cannot make the folder {folder}: {error}") from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -18,7 +18,7 @@ from builders.served import padding_share
 from contract.command import UsageError
 from contract.files import write_json
 from training.bert_config import BertConfig
-from training.checkpoint import load_checkpoint
+from training.checkpoint import heldout_rows, load_checkpoint
 from training.evaluation import compute_logits
 
 SAMPLES = {
@@ -134,6 +134,35 @@ def test_a_run_is_shown_from_its_file_and_another_file_is_refused(tmp_path: Path
     write_json(tmp_path / "other.json", {"ms": {}})
     with pytest.raises(UsageError, match=r"other\.json is not a file of this bench"):
         bench(Bench(show=tmp_path / "other.json"))
+
+
+def test_texts_are_timed_and_judged_from_all_over_the_held_out_ones(
+    merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed, judged, true = [], [], []
+
+    def time_rows(engines: Any, rows: Any, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        timed.extend(rows)
+        return {}, {}
+
+    def judge_rows(engines: Any, rows: Any, labels: Any) -> dict[str, Any]:
+        judged.extend(rows)
+        true.extend(labels)
+        return {}
+
+    stand_ins = {"make_rivals": lambda *_: {}, "our_engines": lambda *_: {}, "summarise": lambda *_: {}, "markdown": str}
+    for name, stand_in in (stand_ins | {"time_engines": time_rows, "measure_accuracy": judge_rows}).items():
+        monkeypatch.setattr(f"builders.bench.{name}", stand_in)
+    bench(Bench(checkpoint=merged, output=tmp_path / "a.json", texts=2, accuracy_texts=8, base_shapes=False))
+    held = load_checkpoint(merged).encode_labelled(heldout_rows(merged, 8))
+    assert [row.tolist() for row in judged] == held.ids
+    assert true == held.labels
+    assert [row.tolist() for row in timed] == [held.ids[0], held.ids[4]]
+
+
+def test_a_checkpoint_that_was_not_merged_is_refused(finetuned: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"has no merge_certificate\.json: merge it first"):
+        bench(Bench(checkpoint=finetuned, output=tmp_path / "a.json"))
 
 
 def test_the_rivals_have_the_checkpoints_own_weights(merged: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import re
@@ -23,7 +24,7 @@ from tokenizers import Tokenizer
 import builders.build
 import builders.choose
 import builders.engines
-from builders.build import Build, build
+from builders.build import Build, build, describe
 from builders.choose import Candidate
 from builders.engines import KINDS
 from builders.onnx_export import build_onnx
@@ -374,6 +375,13 @@ def test_fewer_than_one_probe_text_is_refused(tmp_path: Path, count: int) -> Non
 )
 def test_an_engine_that_rounds_is_compared_on_more_texts(tmp_path: Path, options: dict[str, Any], count: int) -> None:
     assert Build(checkpoint=tmp_path, output=tmp_path / "release", **options).compared_texts == count
+
+
+def test_where_a_plan_was_proved_is_said(release: Path) -> None:
+    manifest = read_manifest(release)
+    assert describe(manifest).startswith("onnxruntime fp32 against checkpoint on ")
+    proved = dataclasses.replace(manifest, parity=manifest.parity | {"proved_on": "the plan on NVIDIA L4"})
+    assert describe(proved).startswith("onnxruntime fp32 (the plan on NVIDIA L4) against checkpoint on ")
 
 
 def test_the_command_prints_what_it_measured_and_ends_with_0(merged: Path, tmp_path: Path) -> None:

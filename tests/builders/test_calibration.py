@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from builders.calibration import read_calibration
+from builders.calibration import Calibration, read_calibration
 from contract.command import UsageError
 from training.checkpoint import Checkpoint, load_checkpoint, read_heldout
 from training.readers import read_texts
@@ -47,6 +47,19 @@ def test_no_more_rows_are_taken_than_asked_for(checkpoint: Checkpoint) -> None:
     assert places == [0, len(whole.validation) // 3, 2 * len(whole.validation) // 3], "a data set may be sorted by class"
 
 
+def test_a_few_validation_texts_are_taken_from_all_of_them(checkpoint: Checkpoint) -> None:
+    texts, numbers = [f"cat {number}" for number in range(8)], [[float(number)] for number in range(8)]
+    found = Calibration([], texts, [0] * 4 + [1] * 4, "these", [], numbers)
+    encoded, whole = (found.encode_validation(checkpoint.tokenizer, rows) for rows in (2, None))
+    assert encoded.ids == [whole.ids[0], whole.ids[4]]
+    assert encoded.labels == [0, 1]
+    assert encoded.features is not None
+    assert encoded.features.tolist() == [[0.0], [4.0]]
+    assert len(whole.ids) == len(whole.labels) == 8
+    unlabelled = Calibration([], texts, [], "these").encode_validation(checkpoint.tokenizer, 2)
+    assert (unlabelled.ids, unlabelled.labels) == (encoded.ids, [])
+
+
 def test_data_that_is_gone_is_an_error_that_names_the_way_out(checkpoint: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"cannot be read again .* pass some by --calibration-texts FILE"):
         read_calibration(with_data(checkpoint, tmp_path / "gone.csv"), None, rows=8)
@@ -67,11 +80,25 @@ def test_a_file_of_texts_is_halved_into_calibration_and_judgement(checkpoint: Ch
     assert (found.texts, found.validation, found.labels) == (["one", "two"], ["three", "four"], [])
 
 
+def test_held_out_texts_of_a_file_are_not_calibrated_on_and_no_text_twice(
+    checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = [row["text"] for row in read_heldout(checkpoint.folder)]
+    path = tmp_path / "texts.txt"
+    path.write_text("\n".join([*held, "one", held[0].upper(), "two", "ONE ", "three", "four"]), encoding="utf-8")
+    found = read_calibration(checkpoint, path, rows=100)
+    assert ([text.casefold().strip() for text in found.texts], found.validation) == (["one", "two"], ["three", "four"])
+    assert f"{len(held) + 2} of {len(held) + 6} texts are left out" in capsys.readouterr().out
+    path.write_text("\n".join([*held, "one"]), encoding="utf-8")
+    with pytest.raises(UsageError, match=r"holds 1 text\(s\) that are not held out; at least 2 are needed"):
+        read_calibration(checkpoint, path, rows=100)
+
+
 @pytest.mark.parametrize("content", ["", "\n\n  \n", "one\n"])
 def test_a_file_without_texts_is_refused(checkpoint: Checkpoint, tmp_path: Path, content: str) -> None:
     path = tmp_path / "texts.txt"
     path.write_text(content, encoding="utf-8")
-    with pytest.raises(UsageError, match=r"holds [01] text\(s\); at least 2 are needed"):
+    with pytest.raises(UsageError, match=r"holds [01] text\(s\) that are not held out; at least 2 are needed"):
         read_calibration(checkpoint, path, rows=4)
 
 
@@ -91,14 +118,18 @@ def test_every_format_gives_its_texts(tmp_path: Path) -> None:
         ("a.jsonl", "[1]\n", 'must have a "text" in every line'),
         ("a.jsonl", '{"text": 3}\n', 'every "text" must be a string'),
         ("a.jsonl", "{", "line 1 is not JSON"),
+        ("a.jsonl", '{"text": "a"}\n{"text": "\\ud800"}\n', r"a\.jsonl line 2: the text holds half a surrogate pair"),
+        ("a.csv", b"text\n\xed\xa0\x80\n", "is not UTF-8"),
         ("a.csv", "words\na\n", "has no column 'text'; it has 'words'"),
         ("a.csv", 'text\n"a', "is not a well-formed CSV"),
         ("a.csv", "text\na, b\n", "its cells are shifted"),
         ("b.txt", None, "cannot read the texts of"),
     ],
 )
-def test_a_file_that_is_not_what_its_name_says_is_refused(tmp_path: Path, name: str, content: str | None, said: str) -> None:
+def test_a_file_that_is_not_what_its_name_says_is_refused(
+    tmp_path: Path, name: str, content: str | bytes | None, said: str
+) -> None:
     if content is not None:
-        (tmp_path / name).write_text(content)
+        (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(UsageError, match=said):
         read_texts(tmp_path / name)

@@ -39,6 +39,7 @@ from tests.tiny import random_bert, tiny_config
 from training.batches import Encoded
 from training.bert import BertForSequenceClassification
 from training.checkpoint import heldout_rows, load_checkpoint
+from training.split import spread_rows
 
 ADA: dict[str, Any] = {"module": "tensorrt_rtx", "compute_capabilities": ("8.9",)}
 NAMES = ["account_age_days", "tags", "reputation", "title_words", "body_words"]
@@ -147,7 +148,7 @@ def test_int8_is_calibrated_and_judged_with_the_numbers_of_training(tabular_merg
     calibration = read_calibration(checkpoint, None, rows=16)
     encoded = calibration.encode_validation(checkpoint.tokenizer, 3)
     assert encoded.features is not None
-    assert encoded.features.tolist() == calibration.validation_features[:3]
+    assert encoded.features.tolist() == spread_rows(calibration.validation_features, 3)
     (tmp_path / "texts.txt").write_text("a cat\nan old tree\n")
     with pytest.raises(UsageError, match=r"holds texts alone, and .* reads numbers beside them"):
         read_calibration(checkpoint, tmp_path / "texts.txt", rows=16)

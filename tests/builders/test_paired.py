@@ -86,6 +86,11 @@ def test_a_release_of_another_checkpoint_or_for_a_gpu_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_checkpoint_that_was_not_merged_is_refused(finetuned: Path, release: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"has no merge_certificate\.json: merge it first"):
+        paired(options(finetuned, tmp_path, release, tmp_path / "other"))
+
+
 @pytest.mark.parametrize("names", [("a",), ("a", "a")], ids=["one", "twice"])
 def test_two_releases_are_needed(tmp_path: Path, names: tuple[str, ...]) -> None:
     with pytest.raises(UsageError, match="name two folders or more, each once"):

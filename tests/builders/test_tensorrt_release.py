@@ -105,6 +105,21 @@ def test_where_there_is_a_gpu_the_plan_itself_is_inspected_and_run(
     assert read_json(tmp_path / ENGINE_JSON)["proof"]["inspected"] == {"fp16": 1}
 
 
+def test_tensorrt_builds_nothing_where_no_gpu_is_named_to_prove_it_on(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT-RTX stands in for TensorRT."""
+    built: list[object] = []
+    rtx = load_tensorrt("tensorrt_rtx")
+    monkeypatch.setattr(tensorrt_release, "load_tensorrt", lambda name: rtx)
+    monkeypatch.setattr(tensorrt_release, "describe_gpu", dict)
+    monkeypatch.setattr(tensorrt_release, "make_plan", lambda *given: built.append(given))
+    with pytest.raises(Failure, match="a GPU that nvidia-smi does not name here, so the plan could not be proved"):
+        write_engine(tmp_path, checkpoint, precision="fp16", layout="padded", options=TensorRTOptions())
+    assert not built
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("layout", ["padded", "packed"])
 def test_a_plan_is_asked_every_text_in_batches_that_its_profiles_hold(
     layout: str, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
@@ -234,6 +249,19 @@ def test_a_refit_without_a_gpu_fails_clearly_and_writes_nothing(
     output.touch()
     with pytest.raises(UsageError, match="exists already"):
         refit(Refit(engine=engine[0], checkpoint=merged, output=output))
+
+
+def test_ranges_and_refits_are_of_certified_weights(
+    engine: tuple[Path, EngineRecord], finetuned: Path, merged: Path, tmp_path: Path
+) -> None:
+    changed = Path(shutil.copytree(merged, tmp_path / "changed"))
+    with (changed / "model.safetensors").open("ab") as file:
+        file.write(b" ")
+    for checkpoint, said in ((finetuned, "merge it first"), (changed, "its certificate says .*: merge again")):
+        with pytest.raises(UsageError, match=said):
+            refit(Refit(engine=engine[0], checkpoint=checkpoint, output=tmp_path / "new.plan"))
+        with pytest.raises(UsageError, match=said):
+            write_ranges(InputRanges(checkpoint=checkpoint, output=tmp_path / "ranges.json", calibration_rows=16))
 
 
 def test_a_plan_takes_no_weights_that_do_not_fit(engine: tuple[Path, EngineRecord], tmp_path: Path) -> None:

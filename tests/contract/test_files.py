@@ -201,7 +201,7 @@ def test_a_new_folder_appears_whole_at_the_end_of_the_block_with_its_parents(tmp
     assert list(output.parent.iterdir()) == [output]
 
 
-@pytest.mark.parametrize("error", [ValueError("a bug"), UsageError("a call"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [ValueError("a bug"), UsageError("a call"), KeyboardInterrupt(), BrokenPipeError()])
 def test_a_new_folder_vanishes_when_the_block_fails(tmp_path: Path, error: BaseException) -> None:
     with pytest.raises(type(error)), new_folder(tmp_path / "output") as folder:
         (folder / "deep").mkdir()

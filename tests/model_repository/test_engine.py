@@ -378,6 +378,31 @@ def test_the_exported_torch_program_gives_the_checkpoints_logits(
         np.testing.assert_allclose(logits_of(response), expected(checkpoint, ids, mask), atol=1e-5, rtol=0)
 
 
+def test_a_torch_program_moves_to_another_device_as_a_whole(
+    module: Any, tmp_path: Path, checkpoint: BertForSequenceClassification
+) -> None:
+    """The device `meta`, which computes shapes alone, stands in for a GPU."""
+    program = module.read_program(version_folder(tmp_path, checkpoint, "torch", "fp32") / "1", "meta")
+    named = [node.kwargs["device"] for node in program.graph.nodes if "device" in node.kwargs]
+    assert named, "the graph names no device"
+    assert {torch.device(name).type for name in named} == {"meta"}
+    assert {tensor.device.type for tensor in (*program.parameters(), *program.buffers())} == {"meta"}
+    ids, mask = (torch.from_numpy(one).to("meta") for one in padded([5, 3]))
+    assert program(input_ids=ids, attention_mask=mask).shape == (2, CONFIG.num_labels)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_torch_program_on_the_device_of_its_export_gives_the_same_bits(
+    module: Any, tmp_path: Path, checkpoint: BertForSequenceClassification, precision: str
+) -> None:
+    folder = version_folder(tmp_path, checkpoint, "torch", precision) / "1"
+    exported, opened = torch.export.load(folder / "model.pt2").module(), module.read_program(folder, "cpu")
+    for lengths in LENGTHS:
+        given = {name: torch.from_numpy(one) for name, one in zip(module.INPUTS, padded(lengths), strict=False)}
+        with torch.inference_mode():
+            assert torch.equal(opened(**given), exported(**given))
+
+
 @pytest.mark.parametrize(("threads", "used"), [("3", 3), ("0", len(os.sched_getaffinity(0)))], ids=["three", "every core"])
 def test_threads_are_those_of_the_config_and_0_means_every_core(
     module: Any, folder: Path, threads: str, used: int, monkeypatch: pytest.MonkeyPatch

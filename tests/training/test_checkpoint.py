@@ -13,10 +13,17 @@ import torch
 from transformers import AutoTokenizer
 
 from contract.command import UsageError
-from contract.files import read_json, sha256_of, write_json
+from contract.files import read_json, sha256_of, write_json, write_json_lines
 from tests.fixtures import TINY_RUN
 from tests.tiny import padded_batch, tiny_texts
-from training.checkpoint import load_checkpoint, read_heldout, write_tokenizer_config
+from training.checkpoint import (
+    HELDOUT_FILE,
+    check_certified,
+    heldout_rows,
+    load_checkpoint,
+    read_heldout,
+    write_tokenizer_config,
+)
 from training.lora import lora_modules
 from training.merge import merge_lora
 from training.pretrained import read_labels
@@ -87,6 +94,16 @@ def test_the_heldout_rows_are_texts_with_their_labels(finetuned: Path) -> None:
     assert all(row.keys() == {"text", "label"} and known[row["text"]] == row["label"] for row in rows)
 
 
+def test_a_few_heldout_rows_are_of_every_class_of_data_in_the_order_of_its_classes(tmp_path: Path) -> None:
+    rows = [{"text": f"text {number}", "label": "animal" if number < 50 else "plant"} for number in range(100)]
+    write_json_lines(tmp_path / HELDOUT_FILE, rows)
+    assert heldout_rows(tmp_path, 4) == [rows[0], rows[25], rows[50], rows[75]]
+    assert heldout_rows(tmp_path, 1000) == rows
+    write_json_lines(tmp_path / HELDOUT_FILE, [])
+    with pytest.raises(UsageError, match="holds no texts to compare the logits on"):
+        heldout_rows(tmp_path, 4)
+
+
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "run.json"])
 def test_a_folder_that_lacks_a_file_is_refused_by_name(copied: Path, name: str) -> None:
     (copied / name).unlink()
@@ -116,6 +133,13 @@ def test_a_folder_without_weights_of_either_kind_is_refused(copied: Path) -> Non
     (copied / "adapter_config.json").unlink()
     with pytest.raises(UsageError, match=r"model\.safetensors is missing"):
         load_checkpoint(copied)
+
+
+def test_a_certificate_without_its_weights_is_refused(merged: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(merged, tmp_path / "merged"))
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(UsageError, match=r"model\.safetensors is missing: merge again"):
+        check_certified(copy)
 
 
 def test_a_base_that_changed_since_is_refused_by_its_hash(copied: Path, tiny_base: Path, tmp_path: Path) -> None:

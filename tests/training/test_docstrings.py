@@ -83,6 +83,12 @@ def test_the_docstrings_of_a_file_are_those_of_its_module_classes_and_functions(
     assert docstrings_of(path) == ["The module.", "A class.\n\nIndented.", "A method.", "A coroutine."]
 
 
+def test_a_docstring_that_spells_half_a_surrogate_pair_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "module.py"
+    path.write_text('"""Half of a pair: \\ud800."""\n\ndef whole():\n    """The whole: \\U0001F600."""\n', encoding="utf-8")
+    assert docstrings_of(path) == ["The whole: \U0001f600."]
+
+
 @pytest.mark.parametrize("content", [b"def (:", b'"""caf\xe9"""', b"x = '\0'"], ids=["syntax", "encoding", "null byte"])
 def test_a_file_that_is_not_todays_python_has_no_docstrings(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "module.py").write_bytes(content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,12 @@ from tests.training.tiny_runs import options
 def test_an_option_out_of_range_is_named_before_anything_is_read(changes: dict[str, Any], named: str) -> None:
     with pytest.raises(UsageError, match=named):
         options(Path("nowhere"), Path("nothing.csv"), Path("no-base"), **changes)
+
+
+@pytest.mark.parametrize("output", [".", "/", "runs/.."])
+def test_an_output_without_a_name_is_refused(output: str) -> None:
+    with pytest.raises(UsageError, match=rf"--output is {re.escape(output)}; name a folder to make"):
+        options(Path(output), Path("nothing.csv"), Path("no-base"))
 
 
 def test_the_options_as_json_are_what_json_gives_back() -> None:

@@ -79,6 +79,7 @@ def test_the_budget_of_a_batch_changes_answers_by_rounding_only(merged: Path, tm
         (['{"text": 3}'], r'each a JSON object with a "text"'),
         (['"a text"'], r'each a JSON object with a "text"'),
         (['{"text": "a"}', "not json"], r"in\.jsonl line 2 is not JSON"),
+        (['{"text": "a"}', '{"text": "b \\ud800"}'], r"in\.jsonl line 2: the text holds half a surrogate pair"),
     ],
 )
 def test_a_file_that_holds_no_texts_is_refused(merged: Path, tmp_path: Path, lines: list[str], named: str) -> None:

@@ -18,10 +18,12 @@ import pytest
 import torch
 
 from contract.command import UsageError
+from contract.files import read_json
 from tests.training.tiny_runs import options, progress_of, python, result_of, signalled
 from training.evaluation import EVALUATION_FACTOR
 from training.finetune import Finetune, finetune
 from training.loop import EpochResult
+from training.record import check_same
 from training.state import STATE_FILE, Interrupted, StopSignals, load_state, save_state, state_folder
 
 SETTINGS: dict[str, Any] = {"epochs": 3, "train_rows": 60, "dropout": 0.2, "lora_dropout": 0.2, "tokens_per_batch": 96}
@@ -204,6 +206,29 @@ def test_other_data_and_another_base_are_refused(stopped: Finetune, tiny_base: P
     finetune(stopped)
 
 
+def test_an_option_that_a_saved_state_does_not_know_had_its_default(
+    stopped: Finetune, wholes: Callable[[str], Path], tiny_base: Path, tiny_csv: Path
+) -> None:
+    path = state_folder(stopped.output) / STATE_FILE
+    tensors, values = load_state(path)
+    del values["identity"]["warmup_share"], values["identity"]["keep_head"]
+    save_state(path, tensors, values)
+    with pytest.raises(UsageError, match=r"warmup_share was 0\.06, is 0\.5"):
+        finetune(run_of(stopped.output, tiny_csv, tiny_base, resume=True, warmup_share=0.5))
+    finetune(stopped)
+    assert result_of(stopped.output) == result_of(wholes("lora"))
+
+
+def test_an_option_that_a_finished_run_does_not_know_had_its_default(
+    wholes: Callable[[str], Path], tiny_base: Path, tiny_csv: Path
+) -> None:
+    configuration = read_json(wholes("lora") / "run.json")["configuration"]
+    del configuration["keep_head"]
+    check_same(run_of(Path("run"), tiny_csv, tiny_base), configuration)
+    with pytest.raises(UsageError, match="run is the finished run of other options: keep_head was False, is True"):
+        check_same(run_of(Path("run"), tiny_csv, tiny_base, keep_head=True), configuration)
+
+
 def test_what_changes_no_bit_may_differ(
     stopped: Finetune, wholes: Callable[[str], Path], tiny_base: Path, tiny_csv: Path
 ) -> None:
@@ -230,6 +255,13 @@ def test_what_a_kill_left_half_written_is_removed(stopped: Finetune) -> None:
     assert [path.name for path in state.iterdir() if path.name.startswith(".")] == []
     finetune(stopped)
     assert [path.name for path in stopped.output.parent.iterdir()] == ["run"]
+
+
+def test_a_run_whose_folder_cannot_be_made_is_refused(tiny_base: Path, tiny_csv: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for output in (tmp_path / "file" / "run", Path("/proc/run")):
+        with pytest.raises(UsageError, match=rf"cannot make the folder {output}\.training"):
+            finetune(run_of(output, tiny_csv, tiny_base))
 
 
 def test_a_state_comes_back_as_it_was_saved(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import random
 from collections import Counter
 from pathlib import Path
@@ -171,3 +173,13 @@ def test_the_hash_of_a_part_tells_texts_labels_and_their_order_apart() -> None:
     ]
     assert len({hash_rows(dataset, [0, 1]), *others}) == 6
     assert len(hash_rows(make_dataset([0, 1], list("ab"), ["lone \ud800 surrogate", "x"]), [0, 1])) == 64
+
+
+def test_the_hash_of_a_part_tells_numeric_features_apart_and_is_that_of_texts_and_labels_where_there_are_none() -> None:
+    dataset = make_dataset([0, 1], list("ab"), ["w", "x"])
+    first, second = (
+        dataclasses.replace(dataset, feature_names=["number"], features=[[1.0], [number]]) for number in (2.0, 3.0)
+    )
+    assert len({hash_rows(given, [0, 1]) for given in (dataset, first, second)}) == 3
+    assert hash_rows(first, [0]) == hash_rows(second, [0])
+    assert hash_rows(dataset, [0, 1]) == hashlib.sha256(b"class 0\0w\0class 1\0x\0").hexdigest()

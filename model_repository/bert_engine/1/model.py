@@ -104,7 +104,7 @@ def open_torch(folder: Path, settings: dict[str, Any], threads: int) -> Engine:
 
     torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    program = torch.export.load(folder / "model.pt2").module().to(device)
+    program = read_program(folder, device)
 
     @torch.inference_mode()
     def engine(*given: Int32 | Float32) -> Float32:
@@ -112,6 +112,14 @@ def open_torch(folder: Path, settings: dict[str, Any], threads: int) -> Engine:
         return logits.float().cpu().numpy()  # type: ignore[no-any-return]
 
     return engine
+
+
+def read_program(folder: Path, device: str) -> Any:
+    """`model.pt2` on a device. The graph names the one that it was exported on, which `.to(device)` would leave there."""
+    import torch
+    from torch.export.passes import move_to_device_pass
+
+    return move_to_device_pass(torch.export.load(folder / "model.pt2"), device).module()
 
 
 def group_rows(lengths: list[int]) -> list[list[int]]:
