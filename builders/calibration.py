@@ -84,14 +84,13 @@ def read_calibration(checkpoint: Checkpoint, file: Path | None, *, rows: int) ->
                 f"--calibration-texts {file} holds texts alone, and {checkpoint.folder} reads numbers beside them; "
                 "put the data of training back where it was, or use another precision"
             )
-        texts = read_fresh(checkpoint, file)
-        half = min(rows, len(texts) // 2)
-        return Calibration(texts[:half], texts[half : 2 * half], [], str(file))
+        texts = spread_rows(read_fresh(checkpoint, file), 2 * rows)
+        return Calibration(texts[::2], texts[1::2], [], str(file))  # both of the whole file, which may lie class by class
     try:
         options, dataset, split = read_again(checkpoint.run)
     except UsageError as error:
         raise UsageError(f"{error}; int8 is calibrated on such texts: pass some by --calibration-texts FILE") from error
-    train, validation = split.train[:rows], spread_rows(split.validation, rows)
+    train, validation = spread_rows(split.train, rows), spread_rows(split.validation, rows)
     return Calibration(
         [dataset.texts[row] for row in train],
         [dataset.texts[row] for row in validation],

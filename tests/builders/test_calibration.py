@@ -73,11 +73,11 @@ def test_data_that_changed_is_refused(checkpoint: Checkpoint, tiny_csv: Path, tm
         read_calibration(with_data(checkpoint, changed), None, rows=8)
 
 
-def test_a_file_of_texts_is_halved_into_calibration_and_judgement(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_every_second_text_of_a_file_calibrates_and_the_others_judge(checkpoint: Checkpoint, tmp_path: Path) -> None:
     path = tmp_path / "texts.txt"
     path.write_text("one\n\ntwo\nthree\n  \nfour\nfive\n", encoding="utf-8")
     found = read_calibration(checkpoint, path, rows=100)
-    assert (found.texts, found.validation, found.labels) == (["one", "two"], ["three", "four"], [])
+    assert (found.texts, found.validation, found.labels) == (["one", "three", "five"], ["two", "four"], [])
 
 
 def test_held_out_texts_of_a_file_are_not_calibrated_on_and_no_text_twice(
@@ -87,7 +87,7 @@ def test_held_out_texts_of_a_file_are_not_calibrated_on_and_no_text_twice(
     path = tmp_path / "texts.txt"
     path.write_text("\n".join([*held, "one", held[0].upper(), "two", "ONE ", "three", "four"]), encoding="utf-8")
     found = read_calibration(checkpoint, path, rows=100)
-    assert ([text.casefold().strip() for text in found.texts], found.validation) == (["one", "two"], ["three", "four"])
+    assert ([text.casefold().strip() for text in found.texts], found.validation) == (["one", "three"], ["two", "four"])
     assert f"{len(held) + 2} of {len(held) + 6} texts are left out" in capsys.readouterr().out
     path.write_text("\n".join([*held, "one"]), encoding="utf-8")
     with pytest.raises(UsageError, match=r"holds 1 text\(s\) that are not held out; at least 2 are needed"):
