@@ -19,7 +19,8 @@ from loadtests.record import Probe, Recording, Requests, run_precisely
 from loadtests.result import Ceiling, Result, summarise
 from loadtests.scenario import Load, Scenario
 
-USERS = (1, 8, 32)
+USERS = (1, 8, 32, 64)
+"""In flight, in closed loops. The last fills two batches of 32, or one of 64: a server whose next batch waits is saturated."""
 SHARES = (0.5, 0.8)
 """Of its own peak, at which a server is met by an open loop."""
 OVERLOAD = 2.0

@@ -29,7 +29,7 @@ def help_of(module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 def test_the_page_shows_every_command_of_its_topic() -> None:
     names = ["build", "check", "input_ranges", "plan_lengths", "refit", "tensorrt_config"]
-    assert [f"builders.{name}" for name in names] == MODULES
+    assert [f"builders.{name}" for name in names] == [module for module in MODULES if module.startswith("builders.")]
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -44,7 +44,9 @@ def idle() -> float:
 def test_a_round_finds_the_peak_and_meets_the_server_at_its_shares() -> None:
     found = measure_round("x", opened(), PLAN, cpu_s=idle, other_rates={"other": 10.0})
     assert found["peak_per_s"] == pytest.approx(40, rel=0.1)
-    assert [found["closed"][users]["requests_per_s"] for users in ("1", "8", "32")] == pytest.approx([20, 40, 40], rel=0.1)
+    assert [found["closed"][users]["requests_per_s"] for users in ("1", "8", "32", "64")] == pytest.approx(
+        [20, 40, 40, 40], rel=0.1
+    )
     assert [found["open"][share]["rate"] / found["peak_per_s"] for share in ("0.5", "0.8")] == pytest.approx([0.5, 0.8])
     assert found["at"]["other"]["rate"] == 10.0
     assert found["overload"]["rate"] == pytest.approx(2 * found["peak_per_s"])
