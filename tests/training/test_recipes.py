@@ -120,6 +120,7 @@ def test_every_field_of_the_trainer_either_decides_a_run_or_does_not() -> None:
     others |= {
         "truncation_side",
         "log_features",
+        "keep_head",
         "max_positions",
         "heads",
         "cache_prefix",
