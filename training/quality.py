@@ -47,7 +47,7 @@ ROWS: dict[str, dict[str, Any]] = {
     | {"rank": 16, "alpha": 32.0, "learning_rate": 5e-4, "tokens_per_batch": 4096, "truncation_side": "left"},
     "complaints-lora": _LORA | {"dataset": "complaints", "epochs": 5},
     "complaints-full": _FULL | {"dataset": "complaints", "epochs": 5},
-    "yelp-lora": _LORA | {"dataset": "yelp", "epochs": 2},
+    "yelp-lora": _LORA | {"dataset": "yelp", "epochs": 2, "learning_rate": 5e-4, "tokens_per_batch": 4096},
     "yelp-full": _FULL | {"dataset": "yelp", "epochs": 2},
 }
 """Name -> options of `training.finetune` that are not its defaults."""
