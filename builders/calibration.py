@@ -15,9 +15,9 @@ from contract.command import UsageError
 from training.assemble import read_again
 from training.batches import Encoded, encode
 from training.checkpoint import Checkpoint, read_heldout
-from training.datasets import group_of
 from training.readers import read_texts
 from training.split import spread_rows
+from training.unlabelled import fresh_texts
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,8 @@ def read_fresh(checkpoint: Checkpoint, file: Path) -> list[str]:
     Raises:
         UsageError: fewer than two are left, or the file is not what its name says.
     """
-    held = {group_of(row["text"]) for row in read_heldout(checkpoint.folder)}
     given = read_texts(file)
-    fresh = {group_of(text): text for text in given}
-    texts = [text for group, text in fresh.items() if group not in held]
+    texts = fresh_texts(given, read_heldout(checkpoint.folder))
     if len(texts) < 2:
         raise UsageError(
             f"--calibration-texts {file} holds {len(texts)} text(s) that are not held out; at least 2 are needed, better 256"

@@ -13,7 +13,7 @@ import numpy as np
 
 from contract.command import Failure
 from contract.tensors import CLASSIFIER, ENGINE, TOKENIZER
-from loadtests.operator import Counters
+from loadtests.operator import Counters, gain
 from loadtests.record import Requests, Send
 
 REQUESTS = 300
@@ -46,7 +46,7 @@ async def measure_alone(send: Send, requests: Requests, server: Counting, *, cou
         await send(requests[number % len(requests)])
         total_ms = 1000 * (time.perf_counter() - began)
         after = _next_counters(server, before)
-        if all(_gain(before, after, model, "request_success") == 1.0 for model in PATH):
+        if all(gain(before, after, model, "request_success") == 1.0 for model in PATH):
             rows.append((total_ms, *(_compute_ms(before, after, step) for step in (TOKENIZER, ENGINE))))
         before = after
     if not rows:
@@ -65,14 +65,10 @@ def _next_counters(server: Counting, before: Counters) -> Counters:
     deadline = time.monotonic() + COUNTED_WITHIN_S
     while time.monotonic() < deadline:
         now = server.counters()
-        if all(_gain(before, now, model, "request_success") >= 1.0 for model in PATH):
+        if all(gain(before, now, model, "request_success") >= 1.0 for model in PATH):
             return now
     raise Failure(f"a request was answered, and {COUNTED_WITHIN_S:g} s later the server has not counted it")
 
 
 def _compute_ms(before: Counters, after: Counters, step: str) -> float:
-    return (_gain(before, after, step, "request_duration_us") - _gain(before, after, step, "queue_duration_us")) / 1000
-
-
-def _gain(before: Counters, after: Counters, model: str, name: str) -> float:
-    return after.get(model, {}).get(name, 0.0) - before.get(model, {}).get(name, 0.0)
+    return (gain(before, after, step, "request_duration_us") - gain(before, after, step, "queue_duration_us")) / 1000

@@ -13,7 +13,7 @@ import psutil
 
 from contract.command import Failure
 from contract.tensors import CLASSIFIER, ENGINE, STEPS, TOKENIZER
-from loadtests.operator import Counters, Operator
+from loadtests.operator import Counters, Operator, gain
 from loadtests.record import Recording
 from loadtests.result import MAX_CPU_SHARE
 
@@ -116,13 +116,13 @@ def join_stages(recording: Recording, before: Probe, after: Probe, *, cores: int
     for step, name in zip(STEPS, ("tokenizer", "engine"), strict=True):
         whole, queue = (_mean_ms(before.counters, after.counters, step, f"{part}_duration_us") for part in ("request", "queue"))
         parts |= {f"{name}_queue_ms": queue or 0.0, f"{name}_compute_ms": max((whole or 0.0) - (queue or 0.0), 0.0)}
-    runs = _gain(before.counters, after.counters, ENGINE, "exec_count")
+    runs = gain(before.counters, after.counters, ENGINE, "exec_count")
     return Stages(
         client_ms=client_ms,
         wire_ms=max(round_trip_ms - server, 0.0),
         ensemble_ms=max(server - sum(parts.values()), 0.0),
         **parts,
-        engine_batch=_gain(before.counters, after.counters, ENGINE, "request_success") / runs if runs else 0.0,
+        engine_batch=gain(before.counters, after.counters, ENGINE, "request_success") / runs if runs else 0.0,
         machine_busy=(after.busy_s - before.busy_s) / (window_s * cores),
         generator_cpu_share=recording.cpu_s / window_s,
         batch_delay_ms=batch_delay_ms,
@@ -135,14 +135,10 @@ def batch_delay_ms(operator: Operator) -> float:
     return float(batching.get("max_queue_delay_microseconds", 0)) / 1000
 
 
-def _gain(before: Counters, after: Counters, model: str, name: str) -> float:
-    return after.get(model, {}).get(name, 0.0) - before.get(model, {}).get(name, 0.0)
-
-
 def _mean_ms(before: Counters, after: Counters, model: str, name: str) -> float | None:
     """The counter's gain for each answered request; None when there was none."""
-    requests = _gain(before, after, model, "request_success")
-    return _gain(before, after, model, name) / requests / 1000 if requests > 0 else None
+    requests = gain(before, after, model, "request_success")
+    return gain(before, after, model, name) / requests / 1000 if requests > 0 else None
 
 
 def judge(stages: Stages) -> Verdict:

@@ -31,6 +31,11 @@ Counters = dict[str, dict[str, float]]
 """By model, then by Triton's name without its prefix: request_success, exec_count, queue_duration_us ..."""
 
 
+def gain(before: Counters, after: Counters, model: str, name: str) -> float:
+    """By how much a counter of a model has grown; 0 where there is none."""
+    return after.get(model, {}).get(name, 0.0) - before.get(model, {}).get(name, 0.0)
+
+
 @dataclass(frozen=True)
 class Operator:
     """Where a server listens and its operator's token."""

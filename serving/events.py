@@ -28,6 +28,22 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     return [event for event in found if isinstance(event, dict)]
 
 
+def append_line(path: Path, line: str, *, durable: bool = False) -> None:
+    """Add a line to a file; `durable`: it is on the disk when this returns. Raises `OSError`.
+
+    It stands by itself though a writer was killed, or the disk was full, within the line before.
+    """
+    with path.open("a+b") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(line.encode() + b"\n")
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+
+
 class EventLog:
     """Appends events to a file."""
 
@@ -38,7 +54,7 @@ class EventLog:
         """Write one event with its facts, which must be JSON values. A full disk is no reason to stop serving: it is said."""
         line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **facts}
         try:
-            self._append(json.dumps(line, ensure_ascii=False) + "\n")
+            self._append(json.dumps(line, ensure_ascii=False))
         except OSError as error:
             facts = facts | {"not_in_the_file": error}
         told = " ".join(f"{name}={value}" for name, value in facts.items())
@@ -47,8 +63,4 @@ class EventLog:
     def _append(self, line: str) -> None:
         if self._path.exists() and self._path.stat().st_size > MAX_BYTES:
             self._path.replace(self._path.with_name(self._path.name + ".1"))
-        with self._path.open("a+b") as file:
-            if file.seek(0, os.SEEK_END):
-                file.seek(-1, os.SEEK_END)
-                line = line if file.read(1) == b"\n" else "\n" + line  # the disk was full within the line before
-            file.write(line.encode())
+        append_line(self._path, line)

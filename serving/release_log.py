@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from contract.command import Failure, UsageError
-from serving.events import read_events
+from serving.events import append_line, read_events
 
 LOG_FILE = "releases.jsonl"
 
@@ -39,20 +38,9 @@ class ReleaseLog:
         """Write one line, on the disk when this returns. Raises `Failure` when it cannot be written."""
         line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **facts})
         try:
-            with self.path.open("a+b") as file:
-                file.seek(0, os.SEEK_END)
-                if file.tell() and self._last_byte() != b"\n":  # a writer was killed, or the disk was full, within a line
-                    file.write(b"\n")
-                file.write(line.encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
+            append_line(self.path, line, durable=True)
         except OSError as error:
             raise Failure(f"cannot write the release log {self.path}: {error}") from error
-
-    def _last_byte(self) -> bytes:
-        with self.path.open("rb") as file:
-            file.seek(-1, os.SEEK_END)
-            return file.read(1)
 
     def events(self) -> list[dict[str, Any]]:
         """Every event, oldest first."""

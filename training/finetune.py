@@ -244,13 +244,9 @@ def _fit(run: _Run, report: Callable[[EpochResult], None]) -> list[EpochResult]:
 
 
 def _continue(run: _Run, training: Training) -> None:
-    """Take up the saved state; an option that did not exist when it was saved had its default.
-
-    Raises:
-        UsageError: it is that of another run.
-    """
+    """Take up the saved state. Raises UsageError when it is that of another run."""
     tensors, values = load_state(run.state / STATE_FILE)
-    was, now = Finetune(output=run.options.output).to_json() | values["identity"], training.identity
+    was, now = run.options.beside_defaults(values["identity"]), training.identity
     different = [f"{key} was {was.get(key)!r}, is {now[key]!r}" for key in now if was.get(key) != now[key]]
     if different:
         raise UsageError(

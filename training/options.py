@@ -173,6 +173,10 @@ class Finetune:
 
         return {key: plain(value) for key, value in dataclasses.asdict(self).items()}
 
+    def beside_defaults(self, written: dict[str, Any]) -> dict[str, Any]:
+        """What another run wrote down, completed: an option that did not exist then had its default."""
+        return Finetune(output=self.output).to_json() | written
+
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Finetune:
         """The options that `to_json` wrote, but for the device: what a run was trained on need not be here."""

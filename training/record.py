@@ -95,11 +95,8 @@ def identify(options: Finetune, task: Task, machine: Machine) -> dict[str, Any]:
 
 
 def check_same(options: Finetune, configuration: dict[str, Any]) -> None:
-    """Raise `UsageError` when a finished run had other options than these.
-
-    An option that did not exist when the run wrote its `configuration` had its default.
-    """
-    now, was = options.to_json(), Finetune(output=options.output).to_json() | configuration
+    """Raise `UsageError` when a finished run had other options, its `configuration`, than these."""
+    now, was = options.to_json(), options.beside_defaults(configuration)
     different = [
         f"{key} was {was[key]!r}, is {value!r}"
         for key, value in now.items()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from contract.command import UsageError
 from training.batches import encode
@@ -13,6 +15,14 @@ from training.datasets import Dataset, group_of
 from training.evaluation import compute_logits
 from training.readers import read_texts
 from training.split import Split
+
+
+def fresh_texts(texts: Iterable[str], held: Iterable[dict[str, Any]]) -> list[str]:
+    """Each of the texts once, without those of held-out rows."""
+    fresh = {group_of(text): text for text in texts}
+    for row in held:
+        fresh.pop(group_of(row["text"]), None)
+    return list(fresh.values())
 
 
 def read_unlabelled(
@@ -25,10 +35,7 @@ def read_unlabelled(
     """
     held = heldout_rows(checkpoint.folder, sys.maxsize)
     classes = checkpoint.classes_of(held)  # before the minutes that the answers may take
-    fresh = {group_of(text): text for text in read_texts(file)}
-    for row in held:  # what is held out is never trained on
-        fresh.pop(group_of(row["text"]), None)
-    texts = list(fresh.values())
+    texts = fresh_texts(read_texts(file), held)  # what is held out is never trained on
     if len(texts) < 2:
         raise UsageError(f"{file} has {len(texts)} text(s) that are not held out; at least 2 are needed, better 2000")
     random.Random(seed).shuffle(texts)

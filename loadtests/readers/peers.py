@@ -121,14 +121,14 @@ def _alone(found: Comparison) -> str:
     """Ours, request by request: where the time of a lone one goes."""
     rows = []
     for name in ("total", "tokenizer compute", "engine compute", "beyond"):
-        median = found.middle(OURS, lambda each, name=name: _p50_alone(each, name))  # type: ignore[misc]
+        median = found.middle(OURS, _p50_alone(name))
         if median is not None:
             rows.append([name, f"{median:.2f} ms"])
     return markdown_table(["one request in flight, p50", "time"], rows) if rows else ""
 
 
-def _p50_alone(found: Fields, name: str) -> float | None:
-    return found.fields("alone").fields("p50_ms").number(name) if "alone" in found else None
+def _p50_alone(part: str) -> Callable[[Fields], float | None]:
+    return lambda found: found.fields("alone").fields("p50_ms").number(part) if "alone" in found else None
 
 
 def _open(found: Comparison) -> str:

@@ -42,7 +42,7 @@ from serving.switch import promote, retire, rollback
 from tests.served import deployed, serving
 from tests.serving.faults import FAULTS, faulty, variant
 from tests.serving.swap_record import add, begin, part_file, save
-from tests.serving.traffic import ANY, Answers, Traffic, known_answers
+from tests.serving.traffic import ANY, Traffic, known_answers
 
 ROOT = Path(__file__).resolve().parents[2]
 CHUNK = 6  # swaps between two looks at memory and cost, and between two pieces: each move once, three bad releases
@@ -145,7 +145,7 @@ def sequential_p50_ms(traffic: Traffic, seconds: float) -> float:
     started = time.monotonic()
     with traffic.running(closed=1) as answers:
         time.sleep(seconds)
-    return float(1000 * np.median([latency for due, latency in answers.latencies if due >= started]))
+    return float(1000 * np.median(answers.within((started, np.inf))))
 
 
 def measure_latency(chaos: Chaos) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def measure_latency(chaos: Chaos) -> dict[str, Any]:
         time.sleep(1)
         quiet, flips = _flip_windows(chaos, FLIPS)
         loads = [_loading_window(chaos) for _ in range(3)]
-    steady, near_flips, loading = (_p99(answers, windows) for windows in (quiet, flips, loads))
+    steady, near_flips, loading = (answers.p99_ms(*windows) for windows in (quiet, flips, loads))
     return {
         "capacity_per_s": capacity,
         "rate_per_s": 0.4 * capacity,
@@ -171,11 +171,6 @@ def measure_latency(chaos: Chaos) -> dict[str, Any]:
         "loading_ratio": loading / steady,
         "loading_s": float(np.mean([end - start for start, end in loads])),
     }
-
-
-def _p99(answers: Answers, windows: list[tuple[float, float]]) -> float:
-    chosen = [latency for due, latency in answers.latencies if any(start <= due < end for start, end in windows)]
-    return float(1000 * np.percentile(chosen, 99))
 
 
 def _flip_windows(chaos: Chaos, count: int) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:

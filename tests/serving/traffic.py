@@ -61,10 +61,13 @@ class Answers:
     mixed: list[str] = field(default_factory=list)
     """Answers whose logits are not those of the release whose name they bear."""
 
-    def p99_ms(self, start: float = -np.inf, end: float = np.inf) -> float:
-        """99th percentile of the latencies of the requests that were due in between, milliseconds; NaN for none."""
-        chosen = [latency for due, latency in self.latencies if start <= due < end]
-        return float(1000 * np.percentile(chosen, 99)) if chosen else float("nan")
+    def within(self, *windows: tuple[float, float]) -> list[float]:
+        """Latencies of the requests that were due in one of the windows, each (start, end)."""
+        return [latency for due, latency in self.latencies if any(start <= due < end for start, end in windows)]
+
+    def p99_ms(self, *windows: tuple[float, float]) -> float:
+        """99th percentile of the latencies of the requests that were due in one of the windows, milliseconds."""
+        return float(1000 * np.percentile(self.within(*windows), 99))
 
 
 class Traffic:
