@@ -6,7 +6,6 @@ Shapes: B rows of a request, T its padded length, C classes.
 from __future__ import annotations
 
 import copy
-import itertools
 import json
 import os
 import random
@@ -111,108 +110,6 @@ def assert_refused(response: InferenceResponse, said: str) -> None:
     assert said in response.error.message()
     assert response.error.code() == TritonError.INVALID_ARG
     assert not response.arrays
-
-
-def random_lengths(seed: int) -> list[int]:
-    generator = random.Random(seed)
-    longest = generator.choice([4, 60, 512])
-    return [generator.randint(1, longest) for _ in range(generator.randint(1, 200))]
-
-
-@pytest.mark.parametrize("seed", range(12))
-def test_every_row_is_in_one_group_and_groups_keep_their_limit(module: Any, seed: int) -> None:
-    lengths = random_lengths(seed)
-    groups = module.group_rows(lengths)
-    assert sorted(row for group in groups for row in group) == list(range(len(lengths)))
-    for group in groups:
-        inside = [lengths[row] for row in group]
-        assert inside == sorted(inside)
-        assert len(group) * inside[-1] <= module.MAX_TOKENS or len(group) == 1
-
-
-def cost_of(module: Any, groups: list[list[int]], lengths: list[int]) -> int:
-    """Tokens computed, padding and all, and a fixed number a call."""
-    return sum(len(group) * lengths[group[-1]] + int(module.CALL_TOKENS) for group in groups)
-
-
-@pytest.mark.parametrize("seed", range(12))
-def test_no_other_cut_of_the_sorted_rows_costs_less(module: Any, seed: int) -> None:
-    generator = random.Random(seed)
-    lengths = [generator.randint(1, generator.choice([30, 90, 900])) for _ in range(9)]
-    order = sorted(range(9), key=lengths.__getitem__)
-    cuts = [cut_at(order, chosen) for chosen in itertools.product([False, True], repeat=8)]
-    allowed = [
-        cut for cut in cuts if all(len(group) * lengths[group[-1]] <= module.MAX_TOKENS or len(group) == 1 for group in cut)
-    ]
-    least = min(cost_of(module, cut, lengths) for cut in allowed)
-    assert cost_of(module, module.group_rows(lengths), lengths) == least
-
-
-def cut_at(order: list[int], chosen: tuple[bool, ...]) -> list[list[int]]:
-    """`order` cut behind the places where `chosen` is True."""
-    groups = [[order[0]]]
-    for row, begins in zip(order[1:], chosen, strict=True):
-        if begins:
-            groups.append([])
-        groups[-1].append(row)
-    return groups
-
-
-def test_padding_is_below_3_percent_of_the_tokens_of_texts_of_mixed_length(module: Any) -> None:
-    lengths = np.random.default_rng(0).lognormal(4.6, 0.8, 3200).clip(8, 256).astype(int).tolist()
-    batches = [lengths[start : start + 32] for start in range(0, len(lengths), 32)]
-    computed = sum(len(group) * batch[group[-1]] for batch in batches for group in module.group_rows(batch))
-    assert sum(lengths) / computed > 0.97
-
-
-def test_equal_rows_share_one_group_up_to_the_token_limit(module: Any) -> None:
-    assert module.group_rows([16] * 64) == [list(range(64))]
-    assert sorted(len(group) for group in module.group_rows([512] * 20)) == [4, 8, 8]
-
-
-def test_a_row_longer_than_the_token_limit_gets_a_group_of_its_own(module: Any) -> None:
-    assert module.group_rows([5000, 4999]) == [[1], [0]]
-
-
-def test_a_row_alone_is_a_group(module: Any) -> None:
-    assert module.group_rows([300]) == [[0]]
-
-
-def test_no_rows_make_no_groups(module: Any) -> None:
-    assert module.group_rows([]) == []
-
-
-def test_packing_and_stripping_undo_each_other(module: Any) -> None:
-    rows = [np.arange(1, length + 1, dtype=np.int32) for length in (3, 1, 5)]
-    ids, mask = module.pack_group(rows, 5)
-    assert ids.tolist() == [[1, 2, 3, 0, 0], [1, 0, 0, 0, 0], [1, 2, 3, 4, 5]]
-    assert mask.tolist() == [[1, 1, 1, 0, 0], [1, 0, 0, 0, 0], [1, 1, 1, 1, 1]]
-    assert (ids.dtype, mask.dtype) == (np.int32, np.int32)
-    assert [row.tolist() for row in module.strip_padding(ids, mask)] == [row.tolist() for row in rows]
-
-
-BAD_MASKS: dict[str, Any] = {
-    "a gap": [[1, 0, 1, 0]],
-    "padding on the left": [[0, 1, 1, 1]],
-    "a row of padding only": [[1, 1, 1, 1], [0, 0, 0, 0]],
-    "a value that is not 0 or 1": [[2, 0, 0, 0]],
-    "values that sum to a length": [[2, -1, 1, 0]],
-    "a negative value": [[-1, 0, 0, 0]],
-    "no tokens at all": [[]],
-}
-
-
-@pytest.mark.parametrize("name", BAD_MASKS)
-def test_a_bad_mask_is_refused(module: Any, name: str) -> None:
-    mask = np.array(BAD_MASKS[name], dtype=np.int32)
-    with pytest.raises(ValueError, match="ones and then zeros"):
-        module.strip_padding(np.ones_like(mask), mask)
-
-
-@pytest.mark.parametrize("shape", [(1, 3), (1, 5), (2, 4)])
-def test_a_mask_of_another_shape_is_refused(module: Any, shape: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match="must have the shape of input_ids"):
-        module.strip_padding(np.ones((1, 4), np.int32), np.ones(shape, np.int32))
 
 
 @pytest.mark.parametrize("seed", range(4))
