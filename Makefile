@@ -43,7 +43,7 @@ bench-int8: setup  ## engines beside fp32 on 5,000 held-out rows, paired; CHECKP
 	$(BIN)/python -m builders.paired $(or $(CHECKPOINT),build/merged) --releases $(or $(RELEASES),build/fp32 build/int8) --output docs/measurements/int8.json
 
 bench-peers: setup  ## ours beside other servers, in one run; CHECKPOINT=merged RELEASE=release; writes docs/measurements/peers.json
-	$(BIN)/python -m loadtests.peers $(or $(CHECKPOINT),build/merged) --release $(or $(RELEASE),build/release) --output docs/measurements/peers.json
+	$(BIN)/python -m loadtests.peers $(or $(CHECKPOINT),build/merged) --release $(or $(RELEASE),build/release) --output docs/measurements/peers.json --fresh
 
 bench-train: setup  ## training beside transformers + PEFT, in one run; DATA=stackoverflow.csv; writes docs/measurements/training.json
 	$(BIN)/python -m training.bench $(if $(DATA),--data '$(DATA)') --output docs/measurements/training.json

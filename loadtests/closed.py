@@ -24,16 +24,20 @@ async def run_closed(
     duration_s: float,
     timeout_s: float,
     probe: Probe | None = None,
+    answers: int = 0,
+    longest_s: float = 0.0,
 ) -> Recording:
-    """Keep `users` requests in flight until the measured window is over; those in flight then are waited for."""
+    """Keep `users` requests in flight until the measured window is over; those in flight then are waited for.
+
+    The window is `duration_s`, and goes on until it holds so many good `answers`, to `longest_s` at most.
+    """
     recorder = Recorder(send, warmup_s=warmup_s, duration_s=duration_s, timeout_s=timeout_s, probe=probe)
     texts = itertools.cycle(requests)
-    loop = asyncio.get_running_loop()
 
     async def user() -> None:
-        while loop.time() < recorder.end:
+        while not recorder.over:
             if not await recorder.request(next(texts)):
                 await asyncio.sleep(REFUSED_PAUSE_S)
 
-    await asyncio.gather(recorder.watch_window(), *(user() for _ in range(users)))
+    await asyncio.gather(recorder.watch_window(answers=answers, longest_s=longest_s), *(user() for _ in range(users)))
     return recorder.recording

@@ -40,6 +40,20 @@ def estimate_rate(times_s: Float64, *, duration_s: float) -> Estimate:
     return _bootstrap(times_s, times_s, duration_s, lambda drawn: len(drawn) / duration_s)
 
 
+def between_answers(done_s: Float64, *, duration_s: float) -> tuple[Float64, float]:
+    """(the answers' times since the first within the window, seconds from it to the first after the window).
+
+    A server that computes batches answers in bursts, and a window that is cut anywhere holds one burst more or less by chance.
+    Cut at answers, both ends lie where a burst begins, and the rate is right whatever the size of the bursts. `done_s` goes
+    beyond the window; where nothing comes after it, it is left as it is.
+    """
+    within, after = done_s[(done_s >= 0) & (done_s < duration_s)], done_s[done_s >= duration_s]
+    if not len(within) or not len(after):
+        return within, duration_s
+    first, end = float(within.min()), float(after.min())
+    return within - first, end - first
+
+
 def _bootstrap(times_s: Float64, values: Float64, duration_s: float, statistic: Callable[[Float64], float]) -> Estimate:
     places = _places(times_s, duration_s)
     blocks = [values[places == block] for block in range(BLOCKS)]

@@ -31,8 +31,19 @@ def read_requests(scenario: Scenario) -> Requests:
     return requests
 
 
-async def generate(send: Send, requests: Requests, scenario: Scenario, probe: Probe | None = None) -> Recording:
-    """Put the scenario's load on any target. Raises UsageError for a shape, which only Locust's users can follow."""
+async def generate(
+    send: Send,
+    requests: Requests,
+    scenario: Scenario,
+    probe: Probe | None = None,
+    *,
+    answers: int = 0,
+    longest_s: float = 0.0,
+) -> Recording:
+    """Put the scenario's load on any target. Raises UsageError for a shape, which only Locust's users can follow.
+
+    A closed loop goes on beyond the scenario's duration until it has so many `answers`, to `longest_s` at most.
+    """
     load, warmup_s, duration_s = scenario.load, scenario.warmup_s, scenario.duration_s
     if load.shape != "constant":
         raise UsageError(f"load.shape is {load.shape}, which is for Locust: python -m loadtests.locust_run SCENARIO")
@@ -47,6 +58,8 @@ async def generate(send: Send, requests: Requests, scenario: Scenario, probe: Pr
                 duration_s=duration_s,
                 timeout_s=scenario.timeout_s,
                 probe=probe,
+                answers=answers,
+                longest_s=longest_s,
             )
         return await run_open(
             send,

@@ -18,6 +18,9 @@ Requests = Sequence[Sequence[str]]
 Probe = Callable[[], Any]
 """Called in a thread of its own as the measured window begins and ends: reads the server's counters."""
 
+LOOK_S = 0.1
+"""Between two looks at whether there are answers enough."""
+
 T = TypeVar("T")
 
 
@@ -55,9 +58,10 @@ class Recorder:
     def __init__(self, send: Send, *, warmup_s: float, duration_s: float, timeout_s: float, probe: Probe | None) -> None:
         self._send, self._timeout_s, self._probe = send, timeout_s, probe
         self._loop = asyncio.get_running_loop()
+        self.over = False
+        """Whether the measured window has ended."""
         self.begin = self._loop.time() + warmup_s
         """The loop's time at which the measured window begins."""
-        self.end = self.begin + duration_s
         self.recording = Recording(duration_s)
 
     async def request(self, texts: Sequence[str], intended: float | None = None) -> bool:
@@ -81,15 +85,29 @@ class Recorder:
         self.recording.samples.append(Sample(intended - self.begin, now, now, "", error))
         self.recording.messages.setdefault(error, message)
 
-    async def watch_window(self) -> None:
-        """Wait until the measured window is over and note what CPU this process used in it."""
-        cpu_s = []
-        for moment in (self.begin, self.end):
-            await asyncio.sleep(moment - self._loop.time())
-            cpu_s.append(time.process_time())
-            if self._probe is not None:
-                self.recording.probes.append(await asyncio.to_thread(self._probe))
-        self.recording.cpu_s = cpu_s[1] - cpu_s[0]
+    async def watch_window(self, *, answers: int = 0, longest_s: float = 0.0) -> None:
+        """Wait until the measured window is over and note what CPU this process used in it.
+
+        The window grows until so many good answers came in it, or to `longest_s`.
+        """
+        await asyncio.sleep(self.begin - self._loop.time())
+        began_s = time.process_time()
+        await self._take_probe()
+        await asyncio.sleep(self.begin + self.recording.duration_s - self._loop.time())
+        while self._loop.time() < self.begin + longest_s and self._answers() < answers:
+            await asyncio.sleep(LOOK_S)
+            self.recording.duration_s = self._loop.time() - self.begin
+        self.over = True
+        self.recording.cpu_s = time.process_time() - began_s
+        await self._take_probe()
+
+    async def _take_probe(self) -> None:
+        if self._probe is not None:
+            self.recording.probes.append(await asyncio.to_thread(self._probe))
+
+    def _answers(self) -> int:
+        """Good ones within the window so far."""
+        return sum(sample.done_s >= 0 and not sample.error for sample in self.recording.samples)
 
 
 def run_precisely(coroutine: Coroutine[Any, Any, T]) -> T:

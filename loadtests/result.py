@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from contract.command import Failure
-from loadtests.estimates import Estimate, Float64, estimate_percentile, estimate_rate, find_drift
+from loadtests.estimates import Estimate, Float64, between_answers, estimate_percentile, estimate_rate, find_drift
 from loadtests.record import Recording
 from loadtests.scenario import Criteria, Scenario
 
@@ -53,7 +53,7 @@ class Result:
     requests: int
     """Due within the measured window."""
     requests_per_s: Estimate
-    """Good answers that arrived within the window."""
+    """Good answers, from the first that arrived within the window to the first after it."""
     texts_per_s: float
     p99_ms: Estimate
     mean_ms: float
@@ -143,17 +143,19 @@ def summarise(
         raise Failure(f"none of {len(due)} requests was answered: {reasons or 'none was due within the window'}")
     due_s = np.array([sample.intended_s for sample in good])
     latencies_ms = np.array([(sample.done_s - sample.intended_s) * 1000 for sample in good])
-    done_s = np.array([sample.done_s for sample in recording.samples if not sample.error and 0 <= sample.done_s < window_s])
+    answers_s = np.array([sample.done_s for sample in recording.samples if not sample.error])
+    done_s = answers_s[(answers_s >= 0) & (answers_s < window_s)]
     if not len(done_s):
         raise Failure(f"no answer came within the window of {window_s:g} s, only later ones; lower the load, or measure longer")
     errors = Counter(sample.error for sample in due if sample.error)
+    counted_s, counted_for_s = between_answers(answers_s, duration_s=window_s)
     return Result(
         name=name,
         loop=scenario.load.kind,
         note=OPEN_NOTE if scenario.load.kind == "open" else CLOSED_NOTE,
         requests=len(due),
-        requests_per_s=estimate_rate(done_s, duration_s=window_s),
-        texts_per_s=len(done_s) / window_s * scenario.texts_per_request,
+        requests_per_s=estimate_rate(counted_s, duration_s=counted_for_s),
+        texts_per_s=len(counted_s) / counted_for_s * scenario.texts_per_request,
         p99_ms=estimate_percentile(due_s, latencies_ms, duration_s=window_s, percent=99),
         mean_ms=float(latencies_ms.mean()),
         quantiles_ms={f"{percent:g}": float(np.percentile(latencies_ms, percent)) for percent in QUANTILES},

@@ -1,13 +1,14 @@
 """Our served classifier beside other servers of the same model, in one run; alternating, and continued where it was stopped.
 
     python -m loadtests.peers build/merged --release build/release --envs build/peers --output docs/measurements/peers.json
-    python -m loadtests.peers build/merged --release build/release --only ours fastapi --rounds 1     # a part of it
+    python -m loadtests.peers build/merged --release build/release --only ours fastapi --rounds 1 --output build/peers.json
     python -m loadtests.peers build/merged --release build/release --list
 
 Each peer lives in a virtual environment of its own below --envs, made on the first call with pinned packages (about 1 GB each).
 All serve the same merged checkpoint and classify the same real texts; server and generator share this machine's cores. Every
 round starts, measures and ends one server after the other, ours last, so that it can be met with every peer's own rate. What
-is finished is in the output and not measured again, unless the release, the checkpoint, the machine or an option changed.
+is finished is in the output and not measured again. An output of another release, checkpoint, machine or option is left as it
+is, and refused, unless --fresh is given.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ class Peers:
     envs: Path = Path("build/peers")
     """Folder of the peers' virtual environments."""
     output: Path = Path("docs/measurements/peers.json")
-    """JSON file to write; one that is there is continued."""
+    """JSON file to write; one that is there is continued, if it is of the same release, machine and options."""
+    fresh: bool = False
+    """Begin anew where the output is of another release, machine or options; without it that is refused."""
     work: Path = Path("build/peers-work")
     """Folder for deployments, exported models and logs."""
     texts: Path | None = None
@@ -48,7 +51,8 @@ class Peers:
     rounds: int = 2
     """Rounds over all servers, at least 1."""
     seconds: float = 6.0
-    """Length of each measurement, at least 1; a round has seven of them for each peer."""
+    """Least length of each measurement, at least 1; it lasts until it has answers enough, up to five times as long. A round
+    has seven of them for each peer."""
     warmup_s: float = 2.0
     """Seconds of the same load before each."""
     compared: int = 400
@@ -96,6 +100,7 @@ def main(options: Peers) -> None:
         agreement=options.agreement,
         seed=options.seed,
         output=options.output,
+        fresh=options.fresh,
     )
     for number in range(1, options.rounds + 1):
         session.measure_round(number, wanted, ours=not options.only or OURS in options.only)

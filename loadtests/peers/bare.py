@@ -1,9 +1,10 @@
 """Our engine without a server: the very python model that Triton runs, called in a loop with batches that are always full.
 
-    python -m loadtests.peers.bare MODEL_FOLDER VERSION CONFIG.json TOKENIZER.json TEXTS.jsonl BATCH SECONDS
+    python -m loadtests.peers.bare MODEL_FOLDER VERSION CONFIG.json TOKENIZER.json TEXTS.jsonl SEED BATCH SECONDS
 
-A process of its own, since the engine's threads and memory are to be those of the server. Prints {"texts_per_s": ...}. What
-the server reaches against it is what tokenizer, queues, copies and protocol leave of the engine.
+A process of its own, since the engine's threads and memory are to be those of the server. Its texts are the served ones, in
+their order, cut as they are. Prints {"texts_per_s": ...}. What the server reaches against it is what tokenizer, queues, copies
+and protocol leave of the engine.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def measure_bare(engine: Any, rows: list[list[int]], *, batch: int, seconds: flo
     done, started, clock = 0, 0.0, time.perf_counter
     for call in itertools.count(-WARMUP_CALLS):
         if call == 0:
-            done, started = 0, clock()
+            done, started, requests = 0, clock(), itertools.cycle(_request(ids) for ids in rows)
         if call > 0 and clock() - started >= seconds:
             return done / (clock() - started)
         _run(engine.execute, list(itertools.islice(requests, batch)))
@@ -135,9 +136,9 @@ def _run(execute: Callable[[list[Request]], list[Response]], requests: list[Requ
 
 def main() -> None:
     """Run the command; see the module docstring."""
-    folder, version, config, tokenizer_json, texts, batch, seconds = sys.argv[1:]
+    folder, version, config, tokenizer_json, texts, seed, batch, seconds = sys.argv[1:]
     tokenizer = Tokenizer.from_file(tokenizer_json)
-    rows = [encoding.ids for encoding in tokenizer.encode_batch(read_texts(Path(texts)))]
+    rows = [encoding.ids for encoding in tokenizer.encode_batch(read_texts(Path(texts), seed=int(seed)))]
     engine = load_engine(Path(folder), version, read_json(Path(config)))
     print(json.dumps({"texts_per_s": measure_bare(engine, rows, batch=int(batch), seconds=float(seconds))}))
 

@@ -7,17 +7,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from contract.command import UsageError
 from contract.files import read_json, write_json
 from loadtests.peers.goals import OURS, evaluate
 
-SCHEMA = 1
+SCHEMA = 2
+"""Of the file, and of how its figures are taken."""
 
 
 class Book:
     """Finished (round, server) results on disk."""
 
-    def __init__(self, path: Path, identity: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-        """Take over what `path` holds if it was measured with the same `identity`; `facts` go beside it."""
+    def __init__(self, path: Path, identity: Mapping[str, Any], facts: Mapping[str, Any], *, fresh: bool = False) -> None:
+        """Take over what `path` holds if it was measured with the same `identity`; `facts` go beside it.
+
+        Raises:
+            UsageError: it was measured otherwise, and is not to be begun `fresh`.
+        """
         self._path = path
         self._content: dict[str, Any] = {
             "schema": SCHEMA,
@@ -28,8 +34,14 @@ class Book:
         }
         if path.exists():
             found = read_json(path)
-            if isinstance(found, dict) and found.get("schema") == SCHEMA and found.get("identity") == dict(identity):
+            other = _differences(found, self._content)
+            if not other:
                 self._content = found
+            elif not fresh:
+                raise UsageError(
+                    f"{path} holds a measurement with another {', '.join(other)}: name another --output to keep it, "
+                    "or give --fresh to replace it"
+                )
         self._content |= facts
 
     def finished(self, number: int) -> dict[str, Any]:
@@ -64,3 +76,13 @@ class Book:
     def content(self) -> dict[str, Any]:
         """What is in the file."""
         return self._content
+
+
+def _differences(found: Any, wanted: Mapping[str, Any]) -> list[str]:
+    """In what a results file and this call differ, in words; [] where one may go on with it."""
+    if not isinstance(found, dict) or found.get("schema") != wanted["schema"]:
+        return ["schema"]
+    identity = found.get("identity")
+    if not isinstance(identity, dict):
+        return ["identity"]
+    return sorted(name for name in {**identity, **wanted["identity"]} if identity.get(name) != wanted["identity"].get(name))

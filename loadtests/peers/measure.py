@@ -24,6 +24,13 @@ USERS = (1, 8, 32, 64)
 SHARES = (0.5, 0.8)
 """Of its own peak, at which a server is met by an open loop."""
 OVERLOAD = 2.0
+LONGEST = 5.0
+"""Windows of the plan's length that a load may last, until it has answers enough."""
+ANSWERS = 130
+"""Wanted of every load, on average where they come by chance: a p99 needs 100."""
+SATURATED = 32
+SATURATED_ANSWERS = 400
+"""Wanted with so many in flight: a server's peak is read there, and texts differ in length."""
 SETTLED_CORES = 0.3
 """A server that uses less between two loads has done with what the first one left behind."""
 SETTLE_S = 30.0
@@ -63,14 +70,24 @@ class Plan:
     timeout_s: float
     seed: int
 
+    @property
+    def longest_s(self) -> float:
+        """That a load may last."""
+        return LONGEST * self.seconds
+
+    def answers(self, load: Load) -> int:
+        """Good answers that a load is to have."""
+        return SATURATED_ANSWERS if load.users >= SATURATED else ANSWERS
+
     def scenario(self, load: Load) -> Scenario:
-        """The scenario of one load."""
+        """The scenario of one load. An open one sends at times fixed beforehand, so its length is known beforehand too."""
+        needed_s = self.answers(load) / load.rate if load.kind == "open" else 0.0
         return Scenario(
             texts=self.texts,
             load=load,
             seed=self.seed,
             warmup_s=self.warmup_s,
-            duration_s=self.seconds,
+            duration_s=max(self.seconds, min(needed_s, self.longest_s)),
             timeout_s=self.timeout_s,
             sample=max(len(self.requests), 1),
         )
@@ -83,9 +100,8 @@ def measure(name: str, target: Open, plan: Plan, load: Load, operator: Operator 
     """
     scenario = plan.scenario(load)
     offered = {"rate": load.rate} if load.kind == "open" else {"users": load.users}
-    recording = run_precisely(
-        _run(target, plan.requests, scenario, functools.partial(take_probe, operator) if operator else None)
-    )
+    probe = functools.partial(take_probe, operator) if operator else None
+    recording = run_precisely(_run(target, plan, scenario, probe))
     stages: dict[str, Any] | None = None
     try:
         if operator is not None:
@@ -97,9 +113,10 @@ def measure(name: str, target: Open, plan: Plan, load: Load, operator: Operator 
     return offered | _kept(result)
 
 
-async def _run(target: Open, requests: Requests, scenario: Scenario, probe: Probe | None) -> Recording:
+async def _run(target: Open, plan: Plan, scenario: Scenario, probe: Probe | None) -> Recording:
+    answers, longest_s = plan.answers(scenario.load), plan.longest_s
     async with target() as opened:
-        return await generate(opened.send, requests, scenario, probe)
+        return await generate(opened.send, plan.requests, scenario, probe, answers=answers, longest_s=longest_s)
 
 
 def _kept(result: Result) -> dict[str, Any]:
@@ -145,17 +162,17 @@ def measure_round(
         return measure(name, target, plan, load, operator if load.kind == "closed" else None)
 
     closed = {str(users): under(Load(kind="closed", users=users)) for users in USERS}
-    peak = max(point["requests_per_s"] for point in closed.values())
-    if peak == 0:
+    saturated = max(point["requests_per_s"] for point in closed.values())
+    if saturated == 0:
         raise Failure(f"{name} answers nothing: {closed[str(USERS[0])]['failure']}")
 
     def at(rate: float) -> dict[str, Any]:
         return under(Load(kind="open", rate=rate))
 
-    return {
+    found: dict[str, Any] = {
         "closed": closed,
-        "peak_per_s": peak,
-        "open": {str(share): at(share * peak) for share in SHARES},
+        "open": {str(share): at(share * saturated) for share in SHARES},
         "at": {other: at(rate) for other, rate in (other_rates or {}).items()},
-        "overload": at(OVERLOAD * peak),
+        "overload": at(OVERLOAD * saturated),
     }
+    return found | {"peak_per_s": max(saturated, found["overload"]["requests_per_s"])}

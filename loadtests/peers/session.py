@@ -31,8 +31,8 @@ from loadtests.texts import read_texts
 
 SAMPLE = 2000
 TIMEOUT_S = 15.0
-AT_PEERS = 0.8
-"""Of a peer's peak, at which ours is met as well."""
+AT_PEERS = "0.8"
+"""The peers' open loop whose rate ours is met with as well."""
 
 
 @dataclass(kw_only=True)
@@ -51,6 +51,7 @@ class Session:
     agreement: float
     seed: int
     output: Path
+    fresh: bool = False
     failed: dict[str, str] = field(default_factory=dict)
     """Why a server could not be measured."""
 
@@ -63,7 +64,8 @@ class Session:
         self.work.mkdir(parents=True, exist_ok=True)
         self._sample = read_texts(self.texts, limit=SAMPLE, seed=self.seed)
         self._cores = int(describe_machine()["cores"])
-        self.book = Book(self.output, self._identity(), {"machine": describe_machine(), "engine": self.manifest.engine})
+        facts = {"machine": describe_machine(), "engine": self.manifest.engine}
+        self.book = Book(self.output, self._identity(), facts, fresh=self.fresh)
 
     def _identity(self) -> dict[str, Any]:
         machine = describe_machine()
@@ -88,7 +90,7 @@ class Session:
                 self.failed[peer.name] = str(error)
                 self.book.fail(peer.name, str(error))
         done = self.book.finished(number)
-        rates = {name: AT_PEERS * found["peak_per_s"] for name, found in done.items() if name != OURS}
+        rates = {name: found["open"][AT_PEERS]["rate"] for name, found in done.items() if name != OURS}
         if ours and set(done.get(OURS, {"at": {"": 0}})["at"]) != set(rates):
             print(f"round {number}: {OURS}", file=sys.stderr, flush=True)
             self.book.keep(number, OURS, self._measure_ours(rates))
@@ -171,7 +173,7 @@ class Session:
         version = max(path.name for path in folder.iterdir() if path.name.isdecimal())
         write_json(self.work / "engine_config.json", config)
         files = (folder, version, self.work / "engine_config.json", self.release / TOKENIZER / "tokenizer.json", self.texts)
-        said = _run("loadtests.peers.bare", *map(str, files), str(max(USERS)), str(self.seconds))
+        said = _run("loadtests.peers.bare", *map(str, (*files, self.seed, max(USERS), self.seconds)))
         return float(json.loads(said)["texts_per_s"])
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from contract.command import Failure, UsageError
-from loadtests.peers.bare import BACKEND, load_engine, measure_bare
+from loadtests.peers.bare import BACKEND, WARMUP_CALLS, load_engine, measure_bare
 
 MODEL = """
 import json
@@ -44,6 +44,12 @@ def test_the_engine_gets_what_the_stub_gives(folder: Path) -> None:
     assert (engine.args["model_version"], engine.args["model_repository"]) == ("3", str(folder))
     assert json.loads(engine.args["model_config"]) == {"parameters": {}}
     assert BACKEND not in sys.modules, "the backend that stands in stays behind"
+
+
+def test_the_measured_texts_begin_with_the_first(folder: Path) -> None:
+    engine = load_engine(folder, "3", {})
+    measure_bare(engine, [[1], [2, 2], [3]], batch=2, seconds=0.01)
+    assert engine.calls[WARMUP_CALLS] == [[[1]], [[2, 2]]]
 
 
 def test_every_call_holds_a_full_batch_of_the_next_rows(folder: Path) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from contract.files import read_json
+import pytest
+
+from contract.command import UsageError
+from contract.files import read_json, write_json
 from loadtests.peers.book import Book
 from tests.loadtests.made import ours, server
 
@@ -26,7 +29,7 @@ def test_what_is_kept_is_on_disk_at_once_with_its_goals(tmp_path: Path) -> None:
     content = read_json(tmp_path / "deep" / "peers.json")
     assert set(content["rounds"]["1"]) == {"plain", "ours"}
     assert content["goals"][0]["median"] == 100 / 30
-    assert (content["schema"], content["engine"]) == (1, "int8")
+    assert (content["schema"], content["engine"]) == (2, "int8")
 
 
 def test_the_same_identity_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
@@ -37,10 +40,23 @@ def test_the_same_identity_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     assert set(read_json(tmp_path / "peers.json")["rounds"]) == {"1", "2"}
 
 
-def test_another_identity_or_schema_begins_anew(tmp_path: Path) -> None:
+def test_a_measurement_of_something_else_is_replaced_only_when_that_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "peers.json"
+    filled(path)
+    before = path.read_bytes()
+    other = {"release": "b-2", "options": {"seconds": 7.0}}
+    with pytest.raises(UsageError, match="holds a measurement with another options, release: name another --output"):
+        Book(path, other, {})
+    assert path.read_bytes() == before
+    assert Book(path, other, {}, fresh=True).finished(1) == {}
+    assert set(Book(path, IDENTITY, {}, fresh=True).finished(1)) == {"plain"}  # the same is continued
+
+
+def test_figures_that_were_taken_otherwise_are_not_continued(tmp_path: Path) -> None:
     filled(tmp_path / "peers.json")
-    assert Book(tmp_path / "peers.json", IDENTITY | {"release": "b-2"}, {}).finished(1) == {}
-    assert Book(tmp_path / "peers.json", IDENTITY | {"options": {"seconds": 7.0}}, {}).finished(1) == {}
+    write_json(tmp_path / "peers.json", read_json(tmp_path / "peers.json") | {"schema": 1})
+    with pytest.raises(UsageError, match="another schema"):
+        Book(tmp_path / "peers.json", IDENTITY, {})
 
 
 def test_a_failure_is_written_and_forgotten_when_the_server_is_measured(tmp_path: Path) -> None:

@@ -57,6 +57,12 @@ def test_the_generators_share_of_the_cores_is_taken_from_the_bare_engine() -> No
     assert found["median"] == pytest.approx(120 / (150 * (1 - 0.1 / 2)))
 
 
+def test_the_best_that_was_served_stands_against_the_bare_engine_under_overload_too() -> None:
+    each = a_round(bare_per_s=150.0, cores=2)
+    each["ours"]["overload"] |= {"requests_per_s": 130.0, "generator_cpu_share": 0.2}
+    assert goal(4, each)["median"] == pytest.approx(130 / (150 * (1 - 0.2 / 2)))
+
+
 def test_what_is_beyond_compute_is_taken_request_by_request() -> None:
     assert goal(5, a_round())["median"] == 0.7
     assert goal(5, a_round())["met"] is True

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from loadtests.scenario import Load
 from tests.loadtests.virtual import Server, run_virtually
 
 PLAN = Plan(texts=Path("texts.jsonl"), requests=[("a",), ("b",)], seconds=3, warmup_s=1, timeout_s=15, seed=0)
+WARM = dataclasses.replace(PLAN, warmup_s=3)
+"""The first batches of an open loop are small ones."""
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +56,67 @@ def test_a_round_finds_the_peak_and_meets_the_server_at_its_shares() -> None:
     assert found["overload"]["rate"] == pytest.approx(2 * found["peak_per_s"])
 
 
+def in_batches(size: int, batch_s: float) -> Any:
+    """Makes targets of a server that answers its waiting requests together, `size` at most, after so many seconds."""
+
+    @asynccontextmanager
+    async def target() -> AsyncIterator[Batches]:
+        yield Batches(size, batch_s)
+
+    return target
+
+
+class Batches:
+    """What a server with a batcher does: all answers of a batch at one moment."""
+
+    def __init__(self, size: int, batch_s: float) -> None:
+        self._size, self._batch_s = size, batch_s
+        self._waiting: list[asyncio.Future[str]] = []
+        self._worker: asyncio.Task[None] | None = None
+
+    async def send(self, texts: Sequence[str]) -> str:
+        """A `loadtests.record.Send`."""
+        answer = asyncio.get_running_loop().create_future()
+        self._waiting.append(answer)
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._work())
+        return str(await answer)
+
+    async def _work(self) -> None:
+        await asyncio.sleep(0)  # those of one moment come together
+        while self._waiting:
+            batch, self._waiting = self._waiting[: self._size], self._waiting[self._size :]
+            await asyncio.sleep(self._batch_s)
+            for answer in batch:
+                if not answer.done():  # nobody waits for it any more
+                    answer.set_result("simulated-1")
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("batch_s", [0.7, 0.9, 1.1, 1.3])
+@pytest.mark.parametrize("load", [Load(kind="closed", users=32), Load(kind="closed", users=64), Load(kind="open", rate=100)])
+def test_the_rate_of_a_server_that_answers_in_batches_is_not_a_multiple_of_them(load: Load, batch_s: float) -> None:
+    found = measure("x", in_batches(32, batch_s), WARM, load)
+    assert found["requests_per_s"] == pytest.approx(32 / batch_s, rel=0.01)
+
+
+def test_a_load_lasts_until_it_has_answers_enough_or_five_times_as_long() -> None:
+    def requests(service_s: float, load: Load) -> int:
+        return int(measure("x", opened(service_s), PLAN, load)["requests"])
+
+    assert requests(0.05, Load(kind="closed", users=1)) == pytest.approx(130, abs=3)  # 20 requests/s, 6.5 s
+    assert requests(0.05, Load(kind="closed", users=32)) == pytest.approx(400, abs=10)  # 40 requests/s, 10 s
+    assert requests(0.5, Load(kind="closed", users=32)) == pytest.approx(4 * 15, abs=5)  # 4 requests/s, no longer than 15 s
+    assert requests(0.005, Load(kind="closed", users=8)) == pytest.approx(400 * 3, abs=20)  # no shorter than 3 s
+    assert requests(0.05, Load(kind="open", rate=20)) == pytest.approx(130, abs=25)
+
+
+def test_the_peak_is_the_best_of_all_that_was_measured() -> None:
+    found = measure_round("x", in_batches(100, 1.0), WARM, cpu_s=idle)  # 64 in flight do not fill its batches
+    assert found["open"]["0.8"]["rate"] == pytest.approx(0.8 * 64, rel=0.02)
+    assert found["peak_per_s"] == found["overload"]["requests_per_s"] == pytest.approx(100, rel=0.02)
+
+
 def test_latency_counts_from_the_time_a_request_was_due() -> None:
     found = measure_round("x", opened(), PLAN, cpu_s=idle)
     assert found["closed"]["1"]["p50_ms"] == pytest.approx(50, abs=1)
@@ -74,7 +139,7 @@ def test_a_server_that_fails_everything_has_a_reason_and_no_latency() -> None:
 
 
 def test_answers_that_all_come_too_late_are_no_measurement() -> None:
-    found = measure("x", opened(service_s=9, workers=200), PLAN, Load(kind="open", rate=20))
+    found = measure("x", opened(service_s=9, workers=999), PLAN, Load(kind="open", rate=50))
     assert found["failure"] == "no answer came within the window of 3 s, only later ones; lower the load, or measure longer"
 
 
