@@ -18,6 +18,10 @@ USERS = (*SHOWN, "64")
 SHARES = ("0.5", "0.8")
 PERCENTS = ("0", "1", "5", "10", "25", "50", "75", "90", "95", "99", "99.9", "100")
 MIB = 2**20
+MIN_ANSWERS = 100
+"""Fewer have no 99th percentile."""
+UNSTEADY = " ~"
+"""Behind latencies that went up or down within the window."""
 
 
 class Comparison:
@@ -53,9 +57,27 @@ class Comparison:
 def _point(group: str, key: str, figure: str) -> Callable[[Fields], float | None]:
     def get(found: Fields) -> float | None:
         points = found.fields(group)
-        return points.fields(key).number(figure) if key in points and figure in points.fields(key) else None
+        return _figure(points.fields(key), figure) if key in points else None
 
     return get
+
+
+def _figure(point: Fields, figure: str) -> float | None:
+    """None where the load gave none, or too few answers for it."""
+    if figure == "p99_ms" and figure in point and point.number("requests") * (1 - point.number("error_rate")) < MIN_ANSWERS:
+        return None
+    return point.number(figure) if figure in point else None
+
+
+def _waits(found: Comparison, name: str, group: str, key: str) -> str:
+    """p50 and p99 under a load, marked where a round of it was not steady."""
+    p50, p99 = (found.middle(name, _point(group, key, f"p{point}_ms")) for point in (50, 99))
+    return f"{_show(p50)} / {_show(p99)}" + (UNSTEADY if any(_drifted(each, group, key) for each in found.each(name)) else "")
+
+
+def _drifted(found: Fields, group: str, key: str) -> bool:
+    points = found.fields(group)
+    return key in points and "drift" in points.fields(key) and points.fields(key).text("drift") != ""
 
 
 def _overload(figure: str) -> Callable[[Fields], float | None]:
@@ -94,11 +116,7 @@ def _servers(found: Comparison) -> str:
     header += ["labels equal", "memory MiB", "first answer s", "good/s at 2x", "errors at 2x"]
     rows = []
     for name in found.names:
-        waits = [
-            f"{_show(found.middle(name, _point('closed', users, 'p50_ms')))} / "
-            f"{_show(found.middle(name, _point('closed', users, 'p99_ms')))}"
-            for users in SHOWN
-        ]
+        waits = [_waits(found, name, "closed", users) for users in SHOWN]
         labels = found.each(name)[-1].fields("labels")
         memory = found.middle(name, lambda each: each.number("memory_bytes") / MIB)
         failed = found.middle(name, _overload("error_rate"))
@@ -139,12 +157,8 @@ def _open(found: Comparison) -> str:
     for name in found.names:
         cells = [found.title(name)]
         for share in SHARES:
-            p50, p99 = (found.middle(name, _point("open", share, f"p{point}_ms")) for point in (50, 99))
-            cells += [_show(found.middle(name, _point("open", share, "rate"))), f"{_show(p50)} / {_show(p99)}"]
-        p50, p99 = (
-            found.middle(OURS, _point("at", name, f"p{point}_ms")) if OURS in found.names else None for point in (50, 99)
-        )
-        rows.append([*cells, "" if name == OURS else f"{_show(p50)} / {_show(p99)}"])
+            cells += [_show(found.middle(name, _point("open", share, "rate"))), _waits(found, name, "open", share)]
+        rows.append([*cells, "" if name == OURS else _waits(found, OURS, "at", name)])
     return markdown_table([*header, "ours at its 80 %, p50 / p99 ms"], rows)
 
 
@@ -164,7 +178,8 @@ def section(path: Path) -> Section:
     words = [
         f"{machine.text('cpu')}, {machine.number('cores'):.0f} cores, {content.text('date')}: every server of the same merged "
         "checkpoint, one after the other, with the generator on the same cores. Closed loops hide queueing: read their "
-        "throughput; open loops count from the time at which a request was due.",
+        "throughput; open loops count from the time at which a request was due. "
+        f"{UNSTEADY.strip()}: not steady; -: fewer than {MIN_ANSWERS} answers.",
         *(f"Not measured: {name}: {reason}" for name, reason in _failed(content)),
     ]
     drawn = [_curves(found), _distributions(found), *_sizes(found), *_stages(found)] if found.names else []

@@ -96,6 +96,17 @@ def test_a_server_without_answers_under_a_load_has_dashes(tmp_path: Path) -> Non
     assert peers.section(tmp_path / "peers.json").charts
 
 
+def test_few_answers_have_no_p99_and_a_load_that_was_not_steady_is_marked(tmp_path: Path) -> None:
+    content = made.peers_file(rounds=1)
+    for group, key, rates in (("closed", "1", 99), ("open", "0.5", 110)):
+        content["rounds"]["1"]["plain"][group][key] |= {"requests": rates, "p50_ms": 7.0, "p99_ms": 9.0, "error_rate": 0.1}
+    content["rounds"]["1"]["plain"]["open"]["0.8"] |= {"requests": 100, "p50_ms": 7.0, "p99_ms": 9.0, "drift": "goes up"}
+    write_json(tmp_path / "peers.json", content)
+    found = peers.tables(tmp_path / "peers.json")
+    assert rows(found["servers"])[-1][2] == "7.0 / -"
+    assert [rows(found["open"])[-1][place] for place in (2, 4)] == ["7.0 / -", "7.0 / 9.0 ~"]
+
+
 def test_the_load_table_carries_intervals_and_refusals(tmp_path: Path) -> None:
     found = rows(load.tables(written(tmp_path, "load-steady.json", refusals=["not steady"]))["all"])
     assert found[1] == ["steady", "open", "40.0 (36.0 to 44.0)", "10.0", "30.0 (25.0 to 35.0)", "0.00%", "12%", "not steady"]
