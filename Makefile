@@ -5,7 +5,7 @@ BIN := .venv/bin
 DEMO = --dataset $(DATASET) $(if $(DATA),--data '$(DATA)') $(if $(TEXT),--text '$(TEXT)') $(if $(LABEL),--label '$(LABEL)') \
        $(if $(ROWS),--train-rows $(ROWS)) $(if $(BASE),--base '$(BASE)')
 
-.PHONY: help setup demo test check bench bench-engines bench-int8 bench-train bench-peers overload soak chaos-train chaos-swap chaos-kill fuzz gpu-check load report tables clean
+.PHONY: help setup demo test check bench bench-inputs bench-engines bench-int8 bench-train bench-peers overload soak chaos-train chaos-swap chaos-kill fuzz gpu-check load report tables clean
 .DEFAULT_GOAL := help
 
 help:  ## show the targets
@@ -34,7 +34,13 @@ check: setup  ## lint, format, types
 	cd model_repository/bert_tokenizer && MYPYPATH=../../typings ../../$(BIN)/mypy --strict -p 1
 	cd model_repository/bert_engine && MYPYPATH=../../typings ../../$(BIN)/mypy --strict -p 1
 
-bench: bench-engines bench-peers report  ## engines and peers, then the page of all measurements
+bench: bench-inputs bench-engines bench-peers tables report  ## engines and peers, then the tables and the page of all measurements
+
+bench-inputs:
+	@for folder in '$(or $(CHECKPOINT),build/merged)' '$(or $(RELEASE),build/release)' build/model_repository; do \
+	  test -d "$$folder" || { printf '%s\n' "$$folder does not exist; make it first:" \
+	  '  python -m training.finetune --output build/finetuned' '  python -m training.merge build/finetuned --output build/merged' \
+	  '  python -m builders.build build/merged --output build/release' '(CHECKPOINT=folder and RELEASE=folder name others)'; exit 2; }; done
 
 bench-engines: setup  ## engines beside plain runtimes, in one run; CHECKPOINT=merged; writes docs/measurements/engines.json
 	$(BIN)/python -m builders.bench $(or $(CHECKPOINT),build/merged) --output docs/measurements/engines.json

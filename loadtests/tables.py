@@ -4,7 +4,7 @@
     python -m loadtests.tables README.md docs/*.md --check    # exit code 1 when one is stale
 
 A marker is a line of its own; the table below it is replaced, as far as lines begin with a bar. PART is one of a file's
-tables, where it has several:
+tables, where it has several, or "origin": machine, date and versions.
 
     <!-- table: docs/measurements/peers.json goals -->
 """

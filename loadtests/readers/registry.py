@@ -10,8 +10,9 @@ from pathlib import Path
 
 from contract.command import UsageError
 from loadtests.page import Section
-from loadtests.readers import demo, engines, flat, load, overload, paired, peers, quality, search, swap, training
+from loadtests.readers import demo, engines, flat, load, origin, overload, paired, peers, quality, search, swap, training
 
+ORIGIN = "origin"
 Tables = Callable[[Path], dict[str, str]]
 
 
@@ -88,9 +89,15 @@ def kind_of(path: Path) -> Kind:
 
 
 def tables_of(path: Path, part: str = "") -> str:
-    """A file's tables as Markdown; all of them, or the one named. Raises UsageError for a missing file or an unknown part."""
+    """A file's tables as Markdown: all of them, the one named, or "origin", machine and versions, which every file has.
+
+    Raises:
+        UsageError: the file is missing, or has no such part.
+    """
     if not path.exists():
         raise UsageError(f"{path} does not exist; {kind_of(path).command} makes it")
+    if part == ORIGIN:
+        return origin.table(path)
     found = kind_of(path).tables(path)
     if part and part not in found:
         raise UsageError(f"{path} has no table {part!r}; it has {', '.join(found)}")

@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -305,6 +306,7 @@ def failure_bound(failed: int, requests: int) -> float:
 def report(found: dict[str, Any]) -> dict[str, Any]:
     """The finished run as it is written down."""
     facts: dict[str, Any] = {name: value for name, value in found.items() if name not in {"latency", "done"}}
+    facts |= {"date": datetime.now(UTC).date().isoformat()}
     facts |= {"machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}}
     facts |= {"bad_releases": found["swaps"] // 2, "failure_rate_bound": failure_bound(found["failed"], found["requests"])}
     facts |= found["latency"]

@@ -180,6 +180,7 @@ def overload(options: Overload) -> None:
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         facts = {"date": datetime.now(UTC).date().isoformat(), "cores": len(os.sched_getaffinity(0))}
+        facts |= {"base": "all-MiniLM-L6-v2 with a new head", "engine": "onnxruntime fp32"}  # embedded_release's
         facts |= {"texts": options.texts, "tokens": options.tokens, "objective_ms": options.objective_ms}
         write_json(options.output, facts | measured)
         print(f"wrote {options.output}")

@@ -237,6 +237,21 @@ def test_a_part_of_a_files_tables_can_be_named(tmp_path: Path) -> None:
         tables_of(path, "goal")
 
 
+def test_where_a_file_comes_from_is_read_out_of_it(tmp_path: Path) -> None:
+    found = rows(tables_of(written(tmp_path, "peers.json"), "origin"))
+    assert found == [
+        ["machine", "date", "engine", "versions"],
+        ["Made Up 9000, 2 cores", "2026-01-02", "onnxruntime int8", "onnx 1.23.2"],
+    ]
+    header, line = rows(tables_of(written(tmp_path, "overload.json", capacity_per_s=31.6, texts=8, tokens=32), "origin"))
+    assert line[header.index("capacity")] == "31.6 requests/s of 8 texts of 32 tokens"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "measurements").glob("*.json")), ids=lambda path: path.name)
+def test_every_committed_measurement_says_where_it_comes_from(path: Path) -> None:
+    assert "cores" in tables_of(path, "origin")
+
+
 def test_a_missing_file_is_told_with_the_command_that_makes_it(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"peers\.json does not exist; make bench-peers makes it"):
         tables_of(tmp_path / "peers.json")
