@@ -334,7 +334,7 @@ def main(options: ChaosSwap) -> None:
     else:
         print(f"restarted beside damaged versions in {found['restart_s']:.1f} s")
         if options.output:
-            write_json(options.output, report(found))
+            write_json(options.output, report(found) | {"engine": read_manifest(options.release).engine})
     if found["wrong"]:
         raise Failure("; ".join(found["wrong"]))
 
