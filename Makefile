@@ -40,7 +40,7 @@ bench-inputs:
 	@for folder in '$(or $(CHECKPOINT),build/merged)' '$(or $(RELEASE),build/release)' build/model_repository; do \
 	  test -d "$$folder" || { printf '%s\n' "$$folder does not exist; make it first:" \
 	  '  python -m training.finetune --output build/finetuned' '  python -m training.merge build/finetuned --output build/merged' \
-	  '  python -m builders.build build/merged --output build/release' '(CHECKPOINT=folder and RELEASE=folder name others)'; exit 2; }; done
+	  '  python -m builders.build build/merged --output build/release' '(CHECKPOINT=folder and RELEASE=folder name others)' >&2; exit 2; }; done
 
 bench-engines: setup  ## engines beside plain runtimes, in one run; CHECKPOINT=merged; writes docs/measurements/engines.json
 	$(BIN)/python -m builders.bench $(or $(CHECKPOINT),build/merged) --output docs/measurements/engines.json

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from contract.command import Failure
-from loadtests.estimates import Estimate, estimate_percentile, estimate_rate, find_drift
+from loadtests.estimates import Estimate, between_answers, estimate_percentile, estimate_rate, find_drift
 from loadtests.record import Recording, Sample
 from loadtests.result import Ceiling, Result, summarise
 from loadtests.scenario import Criteria, Load, Scenario
@@ -126,6 +126,19 @@ def test_the_interval_of_a_rate_is_as_wide_as_a_poisson_process_varies() -> None
     estimate = estimate_rate(times, duration_s=10)
     assert estimate.value == 100
     assert estimate.high - estimate.low == pytest.approx(4 * np.sqrt(1000) / 10, rel=0.5)
+
+
+@pytest.mark.parametrize("begin", [0.0, 0.3, 0.89])
+def test_a_rate_is_that_of_the_bursts_wherever_the_window_begins(begin: float) -> None:
+    done_s = np.repeat(np.arange(10) * 0.9, 32) - begin  # 32 answers every 0.9 s
+    times_s, duration_s = between_answers(done_s, duration_s=4.0)
+    assert len(times_s) / duration_s == pytest.approx(32 / 0.9)
+    assert (times_s.min(), times_s.max() < duration_s) == (0.0, True)
+
+
+def test_without_an_answer_after_it_the_window_counts_as_it_is() -> None:
+    times_s, duration_s = between_answers(np.array([-1.0, 1.0, 3.0]), duration_s=4.0)
+    assert (times_s.tolist(), duration_s) == ([1.0, 3.0], 4.0)
 
 
 def test_answers_that_come_together_widen_the_interval() -> None:
