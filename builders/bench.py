@@ -207,9 +207,10 @@ def bench(options: Bench) -> None:
         "accuracy_texts": len(judged),
         **summarise(samples, ceilings, accuracy, [len(row) for row in timed], base),
     }
+    print(markdown(measured), flush=True)  # before it is written, which a full disk refuses
     options.output.parent.mkdir(parents=True, exist_ok=True)
     write_json(options.output, measured)
-    print(f"{markdown(measured)}\n\nwrote {options.output}")
+    print(f"\nwrote {options.output}")
 
 
 def describe(options: Bench, checkpoint: Checkpoint, timed: Sequence[Int32]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """How every command of this project ends: exit code 0 done, 1 failed, 2 called wrongly.
 
 A command raises `UsageError` (the caller can fix the call) or `Failure` (the call was right, the work went wrong);
-`run_command` prints the message without a traceback. Anything else is a bug and keeps its traceback.
+`run_command` prints the message without a traceback; so it does for what the operating system refuses (a full disk, no
+permission). Anything else is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ def stop_on_signals() -> None:
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run `main` and leave the process with 0, 1 (`Failure`), 2 (`UsageError`), 130 (interrupted) or 141 (reader gone)."""
+    """Run `main` and leave the process with 0, 1 (`Failure`, OSError) or 2 (`UsageError`).
+
+    Interrupted it is 130, and 141 where the reader of what is printed has gone.
+    """
     try:
         try:
             main()
@@ -53,6 +57,9 @@ def run_command(main: Callable[[], None]) -> None:
     except BrokenPipeError:  # as in `--help | head`; what is still buffered goes nowhere, or the exit would raise again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:
+        _tell("failed", error)
+        sys.exit(1)
 
 
 def _tell(kind: str, error: Exception) -> None:

@@ -23,7 +23,10 @@ def sha256_of(path: Path) -> str:
 
 @contextlib.contextmanager
 def whole_file(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
-    """A temporary file to fill that replaces `path` in one rename when the block ends well, and vanishes when it does not."""
+    """A temporary file to fill that replaces `path` in one rename when the block ends well, and vanishes when it does not.
+
+    An OSError that names no file, as that of a full disk, or the temporary one, is made to name `path`.
+    """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
@@ -33,6 +36,10 @@ def whole_file(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.rename(path)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) or error.errno is None or error.filename not in {None, str(temporary)}:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -89,8 +96,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise UsageError(f"cannot make the folder {path.parent}: {error}") from error
     partial = path.with_name(f".{path.name}.partial-{uuid.uuid4().hex[:8]}")
-    partial.mkdir()
     try:
+        partial.mkdir()
         yield partial
         partial.rename(path)
     except BrokenPipeError:  # the reader of what is printed is gone: `run_command` ends by it

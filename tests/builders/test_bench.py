@@ -160,6 +160,18 @@ def test_texts_are_timed_and_judged_from_all_over_the_held_out_ones(
     assert [row.tolist() for row in timed] == [held.ids[0], held.ids[4]]
 
 
+def test_a_run_that_cannot_be_written_was_printed(
+    merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand_ins = {"make_rivals": lambda *_: {}, "our_engines": lambda *_: {}, "summarise": lambda *_: {}, "markdown": str}
+    for name, stand_in in (stand_ins | {"time_engines": lambda *_, **__: ({}, {}), "measure_accuracy": lambda *_: {}}).items():
+        monkeypatch.setattr(f"builders.bench.{name}", stand_in)
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="Not a directory"):
+        bench(Bench(checkpoint=merged, output=tmp_path / "file" / "a" / "a.json", texts=2, base_shapes=False))
+    assert "accuracy_texts" in capsys.readouterr().out
+
+
 def test_a_checkpoint_that_was_not_merged_is_refused(finetuned: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"has no merge_certificate\.json: merge it first"):
         bench(Bench(checkpoint=finetuned, output=tmp_path / "a.json"))

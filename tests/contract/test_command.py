@@ -27,6 +27,11 @@ def raising(error: BaseException) -> Callable[[], None]:
     [
         (Failure("the work went wrong"), 1, "failed: the work went wrong\n"),
         (UsageError("--rank is 0"), 2, "error: --rank is 0\n"),
+        (
+            OSError(28, "No space left on device", "build/plan.json"),
+            1,
+            "failed: [Errno 28] No space left on device: 'build/plan.json'\n",
+        ),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
 )

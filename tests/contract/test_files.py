@@ -73,7 +73,7 @@ def test_a_write_that_fails_halfway_leaves_the_old_file(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
     try:
-        with pytest.raises(OSError, match="File too large"):
+        with pytest.raises(OSError, match=f"File too large: '{path}'"):
             write_bytes(path, b"n" * 1_000_000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -122,7 +122,7 @@ def test_a_file_whose_block_fails_stays_as_it_was(tmp_path: Path, error: BaseExc
 
 def test_a_rename_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(IsADirectoryError, match=f"'{tmp_path}/folder'$"):
         write_bytes(tmp_path / "folder", b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
@@ -199,6 +199,17 @@ def test_a_new_folder_appears_whole_at_the_end_of_the_block_with_its_parents(tmp
         assert folder.parent == output.parent, "a rename is atomic on one filesystem only"
     assert (output / "file").read_text() == "content"
     assert list(output.parent.iterdir()) == [output]
+
+
+def test_a_new_folder_that_cannot_be_made_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, *given: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch, pytest.raises(Failure, match=r"cannot write .*output: .*No space left on device"):
+        patch.setattr(os, "mkdir", full)
+        with new_folder(tmp_path / "output"):
+            pass
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), UsageError("a call"), KeyboardInterrupt(), BrokenPipeError()])
