@@ -26,7 +26,8 @@ from builders.model_config import parse, render
 from builders.packed_graph import OFFSETS
 from builders.plan_files import read_engine_json
 from contract.command import UsageError, run_command
-from contract.files import read_json, write_bytes
+from contract.files import read_json
+from contract.repository import locked, replace_configs
 from contract.tensors import ATTENTION_MASK, ENGINE, ENSEMBLES, FEATURES, INPUT_IDS, MAX_BATCH_SIZE, TOKENIZER
 
 NO_PADDING = "1"
@@ -81,7 +82,19 @@ def fit_ensemble(config: dict[str, Any], layout: str, max_batch_size: int) -> No
 
 
 def fit_repository(repository: Path, facts: dict[str, Any]) -> None:
-    """Rewrite the configs of `repository` for a plan. Raises UsageError for a repository with versions of another layout."""
+    """Rewrite the configs of `repository` for a plan, all or none; nobody publishes meanwhile.
+
+    Raises:
+        UsageError: a repository with versions of another layout, or none.
+        Failure: another process is publishing to it.
+    """
+    read_config(repository / ENGINE / "config.pbtxt")
+    with locked(repository, "fitting the configs of"):
+        replace_configs(repository, fitted_configs(repository, facts))
+
+
+def fitted_configs(repository: Path, facts: dict[str, Any]) -> dict[Path, bytes]:
+    """The configs of `repository` as they have to be for a plan."""
     layout, profiles = facts["layout"], facts["profiles"]
     for version in sorted((repository / ENGINE).glob("*/engine.json")):
         other = read_json(version).get("layout", "padded")
@@ -92,8 +105,7 @@ def fit_repository(repository: Path, facts: dict[str, Any]) -> None:
     fit_tokenizer(configs[TOKENIZER], layout, profiles)
     for name in ENSEMBLES:
         fit_ensemble(configs[name], layout, configs[ENGINE]["max_batch_size"])
-    for name, config in configs.items():
-        write_bytes(repository / name / "config.pbtxt", render(config))
+    return {repository / name / "config.pbtxt": render(config) for name, config in configs.items()}
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -25,12 +25,13 @@ from typing import Annotated, Literal
 import tyro
 
 from contract.command import Failure, UsageError, run_command, stop_on_signals
+from contract.repository import STARTING
 from contract.tensors import CLASSIFIER, ENSEMBLES, STEPS, TOKENIZER
 from serving.events import EventLog, events_path
 from serving.launch import SHM_PREFIX_VARIABLE, find_installation, server_arguments
 from serving.process import ServerProcess
 from serving.releases import DEFAULT_REPOSITORY
-from serving.repository import STARTING, Repository
+from serving.repository import Repository
 from serving.state import ServerState, read_state, remove_state
 from serving.supervisor import Limits, Supervisor
 from serving.tls import GrpcTls

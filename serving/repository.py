@@ -8,10 +8,7 @@ server that reads at any moment sees the old state or the new one.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
-import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,14 +24,11 @@ from contract.command import Failure, UsageError
 from contract.files import read_json, sha256_of, write_bytes
 from contract.probes import PROBES_FILE, Probes, read_probes
 from contract.release import LABELS_FILE, MANIFEST_FILE, RELEASE_FILE
+from contract.repository import locked, replace_configs
 from contract.tensors import CANDIDATE, CLASSIFIER, ENGINE, ENSEMBLES, LOGITS, STEPS, TOKENIZER
 from serving.features import take_features, taken_features
 
 DEFAULT_REPOSITORY = Path("build/model_repository")
-
-STARTING = "starting a server on"
-"""What a server that starts holds the repository for, until it has written down where it listens."""
-START_WAIT_S = 120.0
 
 _CONFIG = "config.pbtxt"
 _STAGING = ".staging-"
@@ -238,7 +232,7 @@ class Repository:
         """Put configs back that were changed since."""
         for path, text in configs.items():
             if path.read_bytes() != text:
-                self._replace(path, text)
+                replace_configs(self.path, {path: text})
 
     def _step(self, step: str) -> Any:
         named = self.path / step / "configs" / "cpu.pbtxt"
@@ -253,54 +247,13 @@ class Repository:
     def _edit(self, path: Path, change: Callable[[Any], None]) -> None:
         config = self._read(path)
         change(config)
-        self._replace(path, text_format.MessageToString(config).encode())
-
-    def _replace(self, path: Path, text: bytes) -> None:
-        model = self.path / path.relative_to(self.path).parts[0]
-        newest = max(max(entry.stat().st_mtime_ns, entry.stat().st_ctime_ns) for entry in (model, *model.rglob("*")))
-        write_bytes(path, text)
-        # Triton does nothing, and says 200, unless a time stamp in the model's folder has grown. The file system's clock
-        # ticks in milliseconds, so two quick changes can bear the same time: make sure that this one is later.
-        stamp = max(time.time_ns(), newest + 1_000_000)
-        os.utime(path, ns=(stamp, stamp))
+        replace_configs(self.path, {path: text_format.MessageToString(config).encode()})
 
     @contextmanager
     def locked(self, doing: str = "publishing to", *, wait_s: float = 0.0) -> Iterator[None]:
-        """Hold the repository against other publishers, and against a server that starts; for that one everybody waits.
-
-        Args:
-            doing: what for, as others are told it: another process is DOING the repository.
-            wait_s: how long to wait for a publisher.
-
-        Raises:
-            Failure: another process holds it, and still after that time.
-        """
-        descriptor = os.open(self.path / ".lock", os.O_CREAT | os.O_RDWR, 0o600)
-        began, told = time.monotonic(), False
-        try:
-            while not _lock(descriptor):
-                held_for = os.pread(descriptor, 100, 0).decode() or "working on"
-                said = f"another process is {held_for} {self.path}"
-                if time.monotonic() - began >= (START_WAIT_S if held_for == STARTING else wait_s):
-                    raise Failure(f"{said}; wait until it is done")
-                if not told:
-                    print(f"{said}; waiting", flush=True)
-                told = True
-                time.sleep(0.1)
-            os.truncate(descriptor, 0)
-            os.pwrite(descriptor, doing.encode(), 0)
+        """`contract.repository.locked` of this repository."""
+        with locked(self.path, doing, wait_s=wait_s):
             yield
-        finally:
-            os.close(descriptor)
-
-
-def _lock(descriptor: int) -> bool:
-    """Whether the file could be locked."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _labels_file(version: int) -> str:

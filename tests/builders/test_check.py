@@ -15,7 +15,7 @@ from builders.packed_graph import OFFSETS
 from builders.plan_settings import packed_profile, padded_profiles
 from builders.repository import render_repository
 from builders.tensorrt_config import TensorRTConfig, fit_repository, main, read_config
-from contract.command import UsageError
+from contract.command import Failure, UsageError
 from contract.files import read_json, write_json
 from contract.release import MANIFEST_FILE, Manifest, hash_files
 from contract.tensors import ATTENTION_MASK, ENGINE, ENSEMBLES, INPUT_IDS, STEPS, TOKENIZER
@@ -254,6 +254,17 @@ def test_versions_of_another_layout_are_not_overridden(release: Path, tmp_path: 
     with pytest.raises(UsageError, match="is padded, this plan packed; deploy it into a repository of its own"):
         fit_repository(repository, FACTS | {"layout": "packed", "profiles": PACKED})
     assert (repository / ENGINE / "config.pbtxt").read_text() == before
+
+
+def test_configs_are_not_fitted_while_another_process_publishes(tmp_path: Path) -> None:
+    repository = tmp_path / "model_repository"
+    render_repository(repository)
+    before = Repository(repository).configs()
+    with Repository(repository).locked(), pytest.raises(Failure, match="another process is publishing to"):
+        fit_repository(repository, FACTS | {"profiles": PADDED})
+    assert Repository(repository).configs() == before
+    with pytest.raises(UsageError, match="cannot read"):
+        fit_repository(tmp_path / "absent", FACTS)
 
 
 def test_a_folder_that_is_neither_or_has_no_versions_is_refused(tmp_path: Path) -> None:

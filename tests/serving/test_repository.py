@@ -10,8 +10,9 @@ import pytest
 from builders.model_config import CONFIGS
 from contract.command import Failure, UsageError
 from contract.release import MANIFEST_FILE, read_manifest
+from contract.repository import STARTING
 from contract.tensors import CANDIDATE, CLASSIFIER, ENGINE, ENSEMBLES, STEPS, TOKENIZER
-from serving.repository import STARTING, Repository
+from serving.repository import Repository
 from tests.served import deployed, wait_until
 
 
@@ -109,7 +110,7 @@ def test_a_publisher_waits_for_a_server_that_starts_and_a_server_for_a_publisher
 
 def test_a_server_that_starts_for_too_long_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     repository = deployed(tmp_path)
-    monkeypatch.setattr("serving.repository.START_WAIT_S", 0.0)
+    monkeypatch.setattr("contract.repository.START_WAIT_S", 0.0)
     with (
         repository.locked(STARTING),
         pytest.raises(Failure, match="another process is starting a server on"),
