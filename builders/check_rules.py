@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from builders.containers import Container, containers_with, same_release, version_tuple
 from builders.packed_graph import OFFSETS
+from builders.plan_files import plan_outputs
 from contract.tensors import FEATURES, INPUT_IDS
 
 Verdict = Literal["loads", "does not load", "not established"]
@@ -114,12 +115,15 @@ def check_gpu(facts: Mapping[str, Any], server: Server, found: Finding) -> None:
 
 
 def check_config(facts: Mapping[str, Any], config: Mapping[str, Any], found: Finding) -> None:
-    """Compare the plan's layout and profiles with the engine's config."""
+    """Compare the plan's outputs, layout and profiles with the engine's config, where tensorrt_plan wants every output named."""
     profiles: Sequence[Mapping[str, Any]] = facts.get("profiles", [])
     if not profiles:
         found.unknown.append("the plan does not say which profiles it has")
         return
     fix = "python -m builders.tensorrt_config fits the configs"
+    gives, named = plan_outputs(facts), [tensor["name"] for tensor in config.get("output", [])]
+    if sorted(gives) != sorted(named):
+        found.wrong.append(f"the plan gives {', '.join(gives)}, the config names {', '.join(named) or 'none'}; {fix}")
     packed = facts.get("layout") == "packed"
     if packed != bool(config.get("batch_input")):
         found.wrong.append(f"the plan is {facts.get('layout')}, the config is not; {fix}")

@@ -7,6 +7,7 @@ engine.json     kind, precision, layout, TensorRT, GPU, profiles, proof
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from google.protobuf.message import DecodeError
 from builders.graph_census import refit_differences
 from contract.command import UsageError
 from contract.files import read_json
+from contract.tensors import LOGITS
 
 PLAN_FILE = "model.plan"
 GRAPH_FILE = "graph.onnx"
@@ -29,6 +31,11 @@ def read_engine_json(folder: Path) -> dict[str, Any]:
     if not isinstance(facts, dict) or facts.get("kind") != "tensorrt" or not facts.get("profiles"):
         raise UsageError(f"{folder} holds no TensorRT engine; python -m builders.build --engine tensorrt writes one")
     return facts
+
+
+def plan_outputs(facts: Mapping[str, Any]) -> list[str]:
+    """The outputs of a plan, by what its engine.json says of it."""
+    return [LOGITS, *facts.get("outputs", [])]
 
 
 def check_refittable(folder: Path, graph: onnx.ModelProto, trt: Any) -> None:

@@ -9,12 +9,14 @@ uses the first alone; a length plan's lengths belong to the tokenizer step, whic
   text, so a request of two texts would be read as one long text (`BATCH_ACCUMULATED_ELEMENT_COUNT` in its backend library);
 - the engine takes ragged token ids without a mask, and the server tells it where each request begins.
 
+A plan of `--tensorrt.extra-outputs` is loaded only where the config names every output of it.
+
 Versions and pins stay as they are. Run it before the first version of another layout is published, without a server.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,14 +26,23 @@ from google.protobuf import text_format
 
 from builders.model_config import parse, render
 from builders.packed_graph import OFFSETS
-from builders.plan_files import read_engine_json
+from builders.plan_files import plan_outputs, read_engine_json
+from builders.standard_graph import LABEL_INDEX, PROBABILITIES
 from contract.command import UsageError, run_command
 from contract.files import read_json
 from contract.repository import locked, replace_configs
-from contract.tensors import ATTENTION_MASK, ENGINE, ENSEMBLES, FEATURES, INPUT_IDS, MAX_BATCH_SIZE, TOKENIZER
+from contract.tensors import ATTENTION_MASK, ENGINE, ENSEMBLES, FEATURES, INPUT_IDS, LOGITS, MAX_BATCH_SIZE, TOKENIZER
 
 NO_PADDING = "1"
 """Bucket lengths of a tokenizer step that pads to nothing: a longer text is its own bucket."""
+
+
+_OUTPUTS = {
+    LOGITS: {"data_type": "TYPE_FP32", "dims": [-1]},
+    PROBABILITIES: {"data_type": "TYPE_FP32", "dims": [-1]},
+    LABEL_INDEX: {"data_type": "TYPE_INT32", "dims": [1]},
+}
+"""What an engine may give, as Triton has it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +55,10 @@ class TensorRTConfig:
     """Deployed repository, rendered already."""
 
 
-def fit_engine(config: dict[str, Any], layout: str, profiles: Sequence[dict[str, Any]]) -> None:
+def fit_engine(config: dict[str, Any], facts: Mapping[str, Any]) -> None:
     """Change the engine's config in place."""
+    layout, profiles = facts["layout"], facts["profiles"]
+    config["output"] = [{"name": name, **_OUTPUTS[name]} for name in plan_outputs(facts)]
     ids = next(tensor for tensor in config["input"] if tensor["name"] == INPUT_IDS)
     ids.pop("allow_ragged_batch", None)
     config.pop("batch_input", None)
@@ -85,7 +98,7 @@ def fit_repository(repository: Path, facts: dict[str, Any]) -> None:
     """Rewrite the configs of `repository` for a plan, all or none; nobody publishes meanwhile.
 
     Raises:
-        UsageError: a repository with versions of another layout, or none.
+        UsageError: a repository with versions of another layout or with other outputs, or none.
         Failure: another process is publishing to it.
     """
     read_config(repository / ENGINE / "config.pbtxt")
@@ -97,11 +110,14 @@ def fitted_configs(repository: Path, facts: dict[str, Any]) -> dict[Path, bytes]
     """The configs of `repository` as they have to be for a plan."""
     layout, profiles = facts["layout"], facts["profiles"]
     for version in sorted((repository / ENGINE).glob("*/engine.json")):
-        other = read_json(version).get("layout", "padded")
-        if other != layout:
-            raise UsageError(f"{version.parent} is {other}, this plan {layout}; deploy it into a repository of its own")
+        other = read_json(version)
+        if (kind := other.get("layout", "padded")) != layout:
+            raise UsageError(f"{version.parent} is {kind}, this plan {layout}; deploy it into a repository of its own")
+        if other.get("kind") == "tensorrt" and (theirs := plan_outputs(other)) != (ours := plan_outputs(facts)):
+            given = f"{version.parent} gives {', '.join(theirs)}, this plan {', '.join(ours)}"
+            raise UsageError(f"{given}; deploy it into a repository of its own")
     configs = {name: read_config(repository / name / "config.pbtxt") for name in (ENGINE, TOKENIZER, *ENSEMBLES)}
-    fit_engine(configs[ENGINE], layout, profiles)
+    fit_engine(configs[ENGINE], facts)
     fit_tokenizer(configs[TOKENIZER], layout, profiles)
     for name in ENSEMBLES:
         fit_ensemble(configs[name], layout, configs[ENGINE]["max_batch_size"])

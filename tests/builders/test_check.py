@@ -8,18 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from onnx import TensorProto
 
 from builders.check import Check, check
 from builders.model_config import CONFIGS, render
 from builders.packed_graph import OFFSETS
 from builders.plan_settings import packed_profile, padded_profiles
 from builders.repository import render_repository
+from builders.standard_graph import EXTRA_OUTPUTS, LABEL_INDEX, PROBABILITIES, standard_onnx
 from builders.tensorrt_config import TensorRTConfig, fit_repository, main, read_config
 from contract.command import Failure, UsageError
 from contract.files import read_json, write_json
 from contract.release import MANIFEST_FILE, Manifest, hash_files
 from contract.tensors import ATTENTION_MASK, ENGINE, ENSEMBLES, INPUT_IDS, STEPS, TOKENIZER
 from serving.repository import Repository
+from tests.tiny import random_bert, tiny_config
 
 PLAN = b"ftrt" + bytes(range(256)) * 4
 PADDED = [profile.as_json() for profile in padded_profiles([16, 64], best_batch=8)]
@@ -189,6 +192,7 @@ def test_a_deployed_plan_is_compared_with_its_config(release: Path, tmp_path: Pa
             "is 64, the plan takes 8",
         ),
         ({"profiles": PACKED, "layout": "packed"}, "the plan is packed, the config is not"),
+        ({"outputs": [PROBABILITIES]}, "the plan gives logits, probabilities, the config names logits; python -m"),
         ({"profiles": []}, "does not say which profiles it has"),
     ],
 )
@@ -199,7 +203,11 @@ def test_a_config_that_does_not_fit_the_plan_is_told(
     assert reason in said(repository, capsys, loads=False)
 
 
-@pytest.mark.parametrize("changes", [{"profiles": PADDED}, {"profiles": PACKED, "layout": "packed"}, {}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"profiles": PADDED}, {"profiles": PACKED, "layout": "packed"}, {}, {"outputs": list(EXTRA_OUTPUTS)}],
+    ids=["profiles", "packed", "plain", "outputs"],
+)
 def test_fitted_configs_fit(changes: dict[str, Any], release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     repository, made = with_version(tmp_path, release, **changes)
     main(TensorRTConfig(release=made, repository=repository))
@@ -238,6 +246,22 @@ def test_fitting_back_restores_the_rendered_configs(tmp_path: Path) -> None:
         assert (repository / name / "config.pbtxt").read_text() == rendered
 
 
+def test_outputs_are_named_as_the_graph_has_them(tmp_path: Path) -> None:
+    repository = tmp_path / "model_repository"
+    render_repository(repository)
+    fit_repository(repository, FACTS | {"outputs": [LABEL_INDEX, PROBABILITIES]})
+    config = read_config(repository / ENGINE / "config.pbtxt")
+    graph = standard_onnx(random_bert(tiny_config()), outputs=EXTRA_OUTPUTS).graph
+    kinds = {TensorProto.FLOAT: "TYPE_FP32", TensorProto.INT32: "TYPE_INT32"}
+    types = {value.name: value.type.tensor_type for value in graph.output}
+    assert {tensor["name"]: tensor["data_type"] for tensor in config["output"]} == {
+        name: kinds[kind.elem_type] for name, kind in types.items()
+    }
+    for tensor in config["output"]:  # the batch is not in the config; how many labels there are belongs to a release
+        wanted = -1 if tensor["name"] != LABEL_INDEX else types[LABEL_INDEX].shape.dim[1].dim_value
+        assert tensor["dims"] == [str(wanted)]
+
+
 def test_several_profiles_are_listed_and_their_lengths_padded_to(tmp_path: Path) -> None:
     repository = tmp_path / "model_repository"
     render_repository(repository)
@@ -265,6 +289,14 @@ def test_configs_are_not_fitted_while_another_process_publishes(tmp_path: Path) 
     assert Repository(repository).configs() == before
     with pytest.raises(UsageError, match="cannot read"):
         fit_repository(tmp_path / "absent", FACTS)
+
+
+def test_versions_with_other_outputs_are_not_overridden(release: Path, tmp_path: Path) -> None:
+    repository, _ = with_version(tmp_path, release, outputs=[PROBABILITIES])
+    with pytest.raises(
+        UsageError, match="gives logits, probabilities, this plan logits; deploy it into a repository of its own"
+    ):
+        fit_repository(repository, FACTS)
 
 
 def test_a_folder_that_is_neither_or_has_no_versions_is_refused(tmp_path: Path) -> None:
