@@ -5,7 +5,7 @@
 
 A release or a whole deployed repository; nothing is loaded, only files are read. Exit code 0 when every version loads, 2 when
 one does not, or when it cannot be told: the table then says what must be stated, as `--tensorrt`, which the image prints when
-it starts.
+it starts. What a CPU engine needs of the server's Python and processor no file tells: it "loads as assumed", exit code 0.
 """
 
 from __future__ import annotations
@@ -150,19 +150,24 @@ def table(rows: list[tuple[Version, Finding]]) -> str:
         facts = version.facts
         engine = " ".join(str(facts[key]) for key in ("kind", "precision", "layout") if facts.get(key)) or "unnamed"
         lines.append(f"{version.name:<{width}}  {engine:<28}  {found.verdict}")
-        lines += [f"{'':<{width}}  - {reason}" for reason in (*found.wrong, *found.unknown, *found.notes)]
+        lines += [f"{'':<{width}}  - {reason}" for reason in _reasons(found)]
     return "\n".join(lines)
+
+
+def _reasons(found: Finding) -> list[str]:
+    return [*found.wrong, *found.unknown, *(f"assumed: {one}" for one in found.assumed), *found.notes]
 
 
 def check(options: Check) -> None:
     """Run the command; see the module docstring."""
     container = find_container(options.server)
-    server = Server(container, options.tensorrt or container.tensorrt, options.gpu_compute_capability)
+    established = options.tensorrt is not None or container.established
+    server = Server(container, options.tensorrt or container.tensorrt, established, options.gpu_compute_capability)
     rows = [(version, examine(version, server)) for version in find_versions(options.folder)]
-    trust = "" if options.tensorrt or container.established else ", to be verified"
+    trust = "" if established else ", to be verified"
     print(f"{container.image}: Triton {container.triton or '?'}, TensorRT {server.tensorrt or 'not established'}{trust}")
     print(table(rows))
-    bad = [version.name for version, found in rows if found.verdict != "loads"]
+    bad = [version.name for version, found in rows if found.wrong or found.unknown]
     if bad:
         raise UsageError(f"{len(bad)} of {len(rows)} versions cannot be counted on to load there: {', '.join(bad)}")
 

@@ -15,7 +15,7 @@ from builders.packed_graph import OFFSETS
 from builders.plan_files import plan_outputs
 from contract.tensors import FEATURES, INPUT_IDS
 
-Verdict = Literal["loads", "does not load", "not established"]
+Verdict = Literal["loads", "loads as assumed", "does not load", "not established"]
 PLAN_MAGIC = (b"ftrt", b"ptrt")
 """How plans of TensorRT begin."""
 RTX_MAGIC = b"vtrt"
@@ -34,13 +34,17 @@ class Finding:
     """Why it will not load."""
     unknown: list[str] = field(default_factory=list)
     """What would have to be known to say that it loads."""
+    assumed: list[str] = field(default_factory=list)
+    """What no file tells, and what it loads with alone."""
     notes: list[str] = field(default_factory=list)
     """What it needs beside."""
 
     @property
     def verdict(self) -> Verdict:
         """The worst of it."""
-        return "does not load" if self.wrong else "not established" if self.unknown else "loads"
+        if self.wrong or self.unknown:
+            return "does not load" if self.wrong else "not established"
+        return "loads as assumed" if self.assumed else "loads"
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,8 @@ class Server:
     container: Container
     tensorrt: str | None
     """Stated by the caller, or the table's; None where neither knows."""
+    established: bool
+    """Whether the caller stated it, or the table has it from this very image."""
     compute_capability: str | None
     """Of its GPU, as 8.9; None where the caller does not say."""
 
@@ -77,10 +83,10 @@ def check_tensorrt_version(facts: Mapping[str, Any], server: Server, found: Find
         return
     if not ours:
         found.unknown.append("the plan does not say which TensorRT built it")
-    elif server.tensorrt is None:
+    elif server.tensorrt is None or not server.established:
         found.unknown.append(
-            f"the TensorRT of {server.container.image} is not established ({server.container.evidence}); "
-            "look it up there and state it with --tensorrt"
+            f"it was built with TensorRT {ours}, and that of {server.container.image} is not established "
+            f"({server.tensorrt or 'unknown'}: {server.container.evidence}); look it up there and state it with --tensorrt"
         )
     elif not same_release(ours, server.tensorrt):
         _check_compatible(ours, server.tensorrt, bool(facts.get("version_compatible")), found)
@@ -115,7 +121,7 @@ def check_gpu(facts: Mapping[str, Any], server: Server, found: Finding) -> None:
 
 
 def check_config(facts: Mapping[str, Any], config: Mapping[str, Any], found: Finding) -> None:
-    """Compare the plan's outputs, layout and profiles with the engine's config, where tensorrt_plan wants every output named."""
+    """Compare the plan's outputs, all of which tensorrt_plan wants named, layout and profiles with the engine's config."""
     profiles: Sequence[Mapping[str, Any]] = facts.get("profiles", [])
     if not profiles:
         found.unknown.append("the plan does not say which profiles it has")
@@ -154,7 +160,10 @@ def check_python_engine(facts: Mapping[str, Any], server: Server, found: Finding
     runtime = facts.get("runtime", {})
     kind = facts.get("kind") or runtime.get("name") or "its runtime"
     named = f"{runtime.get('name', kind)} {runtime.get('version', '')}".strip()
-    found.notes.append(f"python backend: the server's Python needs {named}")
+    found.assumed.append(f"python backend: the server's Python has {named}")
+    if facts.get("precision") == "bf16" or facts.get("inference_precision") == "bf16":
+        needs = "avx512_bf16 or amx_bf16" if kind == "openvino" else "avx512_bf16 or amx_bf16, or a CUDA GPU"
+        found.assumed.append(f"its processor has {needs}")
     if kind == "onnxruntime" and server.container.onnxruntime:
         theirs = server.container.onnxruntime
         able = version_tuple(theirs) >= IR_10_SINCE

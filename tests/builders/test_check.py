@@ -11,6 +11,8 @@ import pytest
 from onnx import TensorProto
 
 from builders.check import Check, check
+from builders.check_rules import Finding, Server, check_python_engine
+from builders.containers import find_container
 from builders.model_config import CONFIGS, render
 from builders.packed_graph import OFFSETS
 from builders.plan_settings import packed_profile, padded_profiles
@@ -118,6 +120,7 @@ def test_a_mismatch_is_told_with_its_reason(
         ),
         ({"hardware_compatibility": "ampere_plus"}, {"gpu_compute_capability": "9.0"}, "loads"),
         ({}, {"server": "26.10", "tensorrt": "11.1.0"}, "TensorRT 11.1.0"),
+        ({"runtime": {"name": "tensorrt", "version": "11.0.0.114"}}, {"server": "26.06", "tensorrt": "11.0.0"}, "loads"),
         ({}, {"gpu_compute_capability": None}, "GPU not checked; state it with --gpu-compute-capability"),
     ],
 )
@@ -136,6 +139,12 @@ def test_what_is_compatible_loads(
     ("changes", "options", "reason"),
     [
         ({}, {"server": "26.09"}, "presumably 11.3.0); look it up there and state it with --tensorrt"),
+        (
+            {"runtime": {"name": "tensorrt", "version": "11.0.0.114"}},
+            {"server": "26.06"},
+            "26.06-py3 is not established (11.0.0.114: tensorrt:26.06, not tritonserver's); look it up there",
+        ),
+        ({}, {"server": "26.06"}, "it was built with TensorRT 11.1.0.106, and that of"),
         ({"hardware": {}}, {}, "does not say which GPU it was built on"),
         ({"runtime": {}}, {}, "does not say which TensorRT built it"),
     ],
@@ -162,10 +171,34 @@ def test_changed_and_missing_files_are_told(release: Path, tmp_path: Path, capsy
     assert f"{ENGINE}/model.plan is missing" in printed
 
 
-def test_a_cpu_release_loads_and_says_what_the_server_needs(release: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cpu_release_loads_as_far_as_what_no_file_tells_is_assumed(release: Path, capsys: pytest.CaptureFixture[str]) -> None:
     printed = said(release, capsys, loads=True)
-    assert "python backend: the server's Python needs onnxruntime" in printed
+    assert "loads as assumed\n" in printed
+    assert "assumed: python backend: the server's Python has onnxruntime" in printed
     assert "the image's own ONNX Runtime backend 1.27.0 reads it too" in printed
+    assert "processor" not in printed
+
+
+@pytest.mark.parametrize(
+    ("facts", "processor"),
+    [
+        ({"kind": "openvino", "precision": "bf16", "inference_precision": "bf16"}, "has avx512_bf16 or amx_bf16"),
+        ({"kind": "openvino", "precision": "int8", "inference_precision": "bf16"}, "has avx512_bf16 or amx_bf16"),
+        ({"kind": "torch", "precision": "bf16"}, "has avx512_bf16 or amx_bf16, or a CUDA GPU"),
+        ({"kind": "openvino", "precision": "int8", "inference_precision": "f32"}, None),
+    ],
+)
+def test_an_engine_that_computes_in_bf16_assumes_a_processor_that_does(facts: dict[str, Any], processor: str | None) -> None:
+    found = Finding()
+    check_python_engine(facts | {"runtime": {"name": facts["kind"], "version": "1"}}, server_of("26.07"), found)
+    assert found.assumed[1:] == ([f"its processor {processor}"] if processor else [])
+    assert found.verdict == "loads as assumed"
+
+
+def server_of(tag: str) -> Server:
+    """A server of this image, as the table has it."""
+    container = find_container(tag)
+    return Server(container, container.tensorrt, container.established, None)
 
 
 def with_version(folder: Path, release: Path, **changes: Any) -> tuple[Path, Path]:

@@ -242,7 +242,7 @@ def test_golden_texts_and_the_forecast_of_what_loads_know_of_features(
     server: ServerState, repository: Repository, tabular_release: Path
 ) -> None:
     assert check_tokenizer(TokenizerCheck(release=tabular_release, url=server.grpc_url, version="1")) > 5
-    target = Server(find_container("26.07"), None, None)
+    target = Server(find_container("26.07"), None, False, None)
     for version in (*find_versions(repository.path)[:1], *find_versions(tabular_release)):
         assert examine(version, target).wrong == []
     found = Finding()
