@@ -59,8 +59,9 @@ def publish(
             if repository.pinned() is None:
                 repository.take_features(len(manifest.features))
             _bring_in(release, deployment, version, log)
+            repository.count_labels(len(manifest.labels))
             if placement := manifest.hardware.get("placement"):
-                repository.lay_out(placement["instances"])
+                repository.lay_out(placement["instances"], placement["threads"])
             _load_beside(deployment, version, log)
             if deployment.state is not None:
                 _prove(deployment.state.http_url, version, gate=gate, shadow=shadow, log=log)

@@ -179,15 +179,32 @@ class Repository:
             for path in [self.path / step / _CONFIG, *sorted((self.path / step / "configs").glob("*.pbtxt"))]:
                 self._edit(path, specific)
 
-    def lay_out(self, instances: int) -> None:
-        """Have the steps' next load start so many instances of the engine for a CPU."""
-        path = self.path / ENGINE / "configs" / "cpu.pbtxt"
+    def lay_out(self, instances: int, threads: int) -> None:
+        """Have the steps' next load start so many instances of the engine for a CPU, of so many threads each.
+
+        The CPU engine finds its threads in its own engine.json; the container's ONNX Runtime must be told.
+        """
 
         def count(config: Any) -> None:
             config.instance_group[0].count = instances
+            if "intra_op_thread_count" in config.parameters:
+                config.parameters["intra_op_thread_count"].string_value = str(threads)
 
-        if self._read(path).instance_group[0].count != instances:
-            self._edit(path, count)
+        for name in ("cpu", "onnxruntime"):
+            self._fit(self.path / ENGINE / "configs" / f"{name}.pbtxt", count)
+
+    def count_labels(self, labels: int) -> None:
+        """Have the container's ONNX Runtime know the number of labels: unlike others, it opens no graph whose own differs.
+
+        https://github.com/triton-inference-server/server/issues/5834
+        """
+
+        def logits(config: Any) -> None:
+            for output in config.output:
+                if output.name == LOGITS:
+                    output.dims[:] = [labels]
+
+        self._fit(self.path / ENGINE / "configs" / "onnxruntime.pbtxt", logits)
 
     def offered(self) -> list[int]:
         """The versions that the steps load."""
@@ -243,6 +260,15 @@ class Repository:
             return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
         except (OSError, text_format.ParseError) as error:
             raise UsageError(f"cannot read {path}: {error}") from error
+
+    def _fit(self, path: Path, change: Callable[[Any], None]) -> None:
+        """`_edit` of a config that is there, where it changes anything."""
+        if not path.is_file():
+            return
+        config = self._read(path)
+        change(config)
+        if config != self._read(path):
+            self._edit(path, change)
 
     def _edit(self, path: Path, change: Callable[[Any], None]) -> None:
         config = self._read(path)

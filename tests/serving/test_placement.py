@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import onnxruntime
 import pytest
 
 from builders.model_config import parse
@@ -13,7 +14,7 @@ from builders.repository import render_repository
 from clients import connect
 from contract.command import Failure
 from contract.files import read_json, write_json
-from contract.tensors import ENGINE, TOKENIZER
+from contract.tensors import ENGINE, LOGITS, TOKENIZER
 from serving.releases import publish
 from serving.repository import Repository
 from serving.stubs import child_pids, find_children
@@ -43,9 +44,22 @@ def test_a_release_that_states_nothing_leaves_the_deployment_as_it_is(
 ) -> None:
     repository = deployed(tmp_path, release)
     assert count(repository) == 1
-    repository.lay_out(2)
+    repository.lay_out(2, 1)
     publish(second_release, repository)
-    assert (count(repository), count(repository, "config.pbtxt"), count(repository, "configs/onnxruntime.pbtxt")) == (2, 1, 1)
+    assert (count(repository), count(repository, "config.pbtxt"), count(repository, "configs/onnxruntime.pbtxt")) == (2, 1, 2)
+
+
+def test_the_containers_onnx_runtime_is_told_threads_and_the_shape_of_the_logits(release: Path, tmp_path: Path) -> None:
+    """It opens a graph only where the config has the very shape of its outputs, the batch aside."""
+    repository = deployed(tmp_path)
+    publish(stating(release, tmp_path / "stating", 2), repository)
+    config = parse((repository.path / ENGINE / "configs" / "onnxruntime.pbtxt").read_bytes())
+    session = onnxruntime.InferenceSession(str(release / ENGINE / "model.onnx"), providers=["CPUExecutionProvider"])
+    outputs = {output.name: [str(size) for size in output.shape[1:]] for output in session.get_outputs()}
+    assert {tensor["name"]: tensor["dims"] for tensor in config["output"]} == outputs
+    assert config["parameters"]["intra_op_thread_count"] == {"string_value": "1"}
+    others = [parse(text) for path, text in repository.configs().items() if path.name != "onnxruntime.pbtxt"]
+    assert {tuple(tensor["dims"]) for config in others for tensor in config["output"] if tensor["name"] == LOGITS} == {("-1",)}
 
 
 def test_a_publish_that_fails_leaves_the_number_as_it_was(
