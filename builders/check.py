@@ -30,6 +30,7 @@ from builders.check_rules import (
     check_tensorrt_version,
 )
 from builders.containers import find_container, version_tuple
+from builders.external_data import read_onnx
 from builders.tensorrt_config import read_config
 from contract.command import UsageError, run_command
 from contract.files import read_json, sha256_of
@@ -119,6 +120,7 @@ def examine(version: Version, server: Server) -> Finding:
     missing = [name for name in ENGINE_FILES.get(kind, ()) if not (version.engine / name).is_file()]
     found.wrong += [f"{ENGINE} lacks {name}" for name in missing]
     if kind != "tensorrt":
+        _check_graph(version.engine / "model.onnx", found)
         check_python_engine(facts, server, found)
     elif not missing:
         with (version.engine / "model.plan").open("rb") as file:
@@ -140,6 +142,15 @@ def _check_files(version: Version, found: Finding) -> None:
             found.wrong.append(f"{name} is missing")
         elif sha256_of(place) != version.manifest["files"][name]:
             found.wrong.append(f"{name} was changed after it was built")
+
+
+def _check_graph(path: Path, found: Finding) -> None:
+    """Look into an ONNX file, where the engine has one."""
+    try:
+        if path.is_file():
+            read_onnx(path)
+    except UsageError as error:
+        found.wrong.append(str(error))
 
 
 def table(rows: list[tuple[Version, Finding]]) -> str:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from google.protobuf.message import DecodeError
 
+from builders.external_data import read_onnx
 from builders.graph_census import refit_differences
 from contract.command import UsageError
 from contract.files import read_json
@@ -48,11 +48,7 @@ def check_refittable(folder: Path, graph: onnx.ModelProto, trt: Any) -> None:
     facts = read_engine_json(folder)
     if not facts.get("refittable"):
         raise UsageError(f"{folder} was not built --tensorrt.refittable; build a new plan with python -m builders.build")
-    try:
-        plan = onnx.ModelProto.FromString((folder / GRAPH_FILE).read_bytes())
-    except (OSError, DecodeError) as error:
-        raise UsageError(f"cannot read {folder / GRAPH_FILE}, which the weights are compared with: {error}") from error
-    if found := refit_differences(plan, graph):
+    if found := refit_differences(read_onnx(folder / GRAPH_FILE), graph):
         more = f"\n  and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         raise UsageError(f"the weights do not fit into the plan of {folder}:\n  " + "\n  ".join(found[:SHOWN]) + more)
     runtime = facts["runtime"]

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from onnx import TensorProto
 
@@ -177,6 +178,18 @@ def test_a_cpu_release_loads_as_far_as_what_no_file_tells_is_assumed(release: Pa
     assert "assumed: python backend: the server's Python has onnxruntime" in printed
     assert "the image's own ONNX Runtime backend 1.27.0 reads it too" in printed
     assert "processor" not in printed
+
+
+def test_a_graph_that_would_have_files_read_outside_its_folder_is_told(
+    release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(release, tmp_path / "r"))
+    graph = onnx.ModelProto.FromString((folder / ENGINE / "model.onnx").read_bytes())
+    weight = graph.graph.initializer[0]
+    weight.data_location = TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="../../secret")
+    (folder / ENGINE / "model.onnx").write_bytes(graph.SerializeToString())
+    assert "model.onnx keeps weights outside its folder, in ../../secret; build it again" in said(folder, capsys, loads=False)
 
 
 @pytest.mark.parametrize(
