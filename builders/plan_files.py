@@ -38,19 +38,26 @@ def plan_outputs(facts: Mapping[str, Any]) -> list[str]:
     return [LOGITS, *facts.get("outputs", [])]
 
 
-def check_refittable(folder: Path, graph: onnx.ModelProto, trt: Any) -> None:
-    """Compare the plan in `folder` with a graph whose weights are to go in, and with the TensorRT at hand.
+def check_refittable(folder: Path, trt: Any) -> None:
+    """Whether the plan in `folder` takes other weights, with the TensorRT at hand.
 
     Raises:
-        UsageError: the plan is not refittable, is of another TensorRT, or of another architecture; the message says where the
-            two differ.
+        UsageError: the plan is not refittable, or is of another TensorRT.
     """
     facts = read_engine_json(folder)
     if not facts.get("refittable"):
         raise UsageError(f"{folder} was not built --tensorrt.refittable; build a new plan with python -m builders.build")
-    if found := refit_differences(read_onnx(folder / GRAPH_FILE), graph):
-        more = f"\n  and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-        raise UsageError(f"the weights do not fit into the plan of {folder}:\n  " + "\n  ".join(found[:SHOWN]) + more)
     runtime = facts["runtime"]
     if trt.__version__ != runtime["version"]:
         raise UsageError(f"the plan is of {runtime['name']} {runtime['version']}, here is {trt.__version__}; build a new one")
+
+
+def check_weights_fit(folder: Path, graph: onnx.ModelProto) -> None:
+    """Compare the plan in `folder` with a graph whose weights are to go in.
+
+    Raises:
+        UsageError: it is of another architecture; the message says where the two differ.
+    """
+    if found := refit_differences(read_onnx(folder / GRAPH_FILE), graph):
+        more = f"\n  and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        raise UsageError(f"the weights do not fit into the plan of {folder}:\n  " + "\n  ".join(found[:SHOWN]) + more)

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 
 from builders.packed_graph import OFFSETS
 from contract.command import UsageError
+from contract.files import read_json
 from contract.tensors import ATTENTION_MASK, FEATURES, INPUT_IDS, MAX_BATCH_SIZE
 
 TensorRTModule = Literal["tensorrt", "tensorrt_rtx"]
@@ -108,6 +109,18 @@ def packed_batch_size(length: int, max_tokens: int) -> int:
     if max_tokens < length:
         raise UsageError(f"--tensorrt.packed-tokens is {max_tokens}; one text alone may have {length} tokens")
     return min(MAX_BATCH_SIZE, max_tokens // length)
+
+
+def read_lengths(path: Path, max_length: int) -> tuple[list[int], int]:
+    """(lengths, best batch) of a length plan. Raises UsageError when it is none, or ends before `max_length`."""
+    value = read_json(path)
+    try:
+        lengths, best_batch = [int(length) for length in value["lengths"]], int(value["best_batch"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{path} is no length plan ({error!r}); python -m builders.plan_lengths writes one") from error
+    if not lengths or lengths[-1] != max_length:
+        raise UsageError(f"{path} reaches to {lengths[-1:]} tokens, the checkpoint reads {max_length}; plan again")
+    return lengths, best_batch
 
 
 def _check_lengths(lengths: Sequence[int]) -> None:

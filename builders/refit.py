@@ -19,9 +19,9 @@ import tyro
 
 from builders.graph_census import check_graph
 from builders.graph_writer import Typing
-from builders.plan_files import PLAN_FILE, check_refittable, read_engine_json
+from builders.plan_files import PLAN_FILE, check_refittable, check_weights_fit, read_engine_json
 from builders.tensorrt_release import write_graph
-from builders.trt_engine import load_tensorrt, refit_plan
+from builders.trt_engine import load_tensorrt, refit_plan, stays_refittable
 from contract.command import UsageError, run_command
 from contract.files import write_bytes
 from training.checkpoint import check_certified, load_checkpoint
@@ -46,15 +46,18 @@ def refit(options: Refit) -> None:
     check_certified(options.checkpoint)
     facts = read_engine_json(options.engine)
     trt = load_tensorrt(facts["runtime"]["name"])
+    check_refittable(options.engine, trt)
     model = load_checkpoint(options.checkpoint).model
     graph = write_graph(model, Typing(facts["precision"]), facts["layout"], facts["outputs"])
     check_graph(graph)
-    check_refittable(options.engine, graph, trt)
+    check_weights_fit(options.engine, graph)
     compatible = bool(facts.get("version_compatible"))
     plan = refit_plan(trt, (options.engine / PLAN_FILE).read_bytes(), graph, version_compatible=compatible)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(options.output, plan)
     print(f"wrote {options.output}: the plan of {options.engine} with the weights of {options.checkpoint}")
+    if not stays_refittable(trt):
+        print(f"it cannot be refitted again: TensorRT {trt.__version__} does not keep that, 10.14 does")
 
 
 if __name__ == "__main__":

@@ -30,15 +30,23 @@ from builders.graph_writer import Typing, skeleton
 from builders.input_ranges import choose_ranges, read_ranges
 from builders.packed_graph import packed_onnx
 from builders.parity import BOUNDS, Engine, Inputs, Parity, Reference, failures_of, feed_of, make_reference, prove
-from builders.plan_files import ENGINE_JSON, GRAPH_FILE, PLAN_FILE, check_refittable, read_engine_json
-from builders.plan_proof import PlanSize, check_inspected, check_network, check_size, inspected_types, proof_record
+from builders.plan_files import ENGINE_JSON, GRAPH_FILE, PLAN_FILE, check_refittable, check_weights_fit, read_engine_json
+from builders.plan_proof import PlanSize, check_inspected, check_network, check_size, proof_record
 from builders.plan_runner import find_profile, plan_engine
-from builders.plan_settings import PlanSettings, Profile, TensorRTModule, packed_profile, padded_profiles
+from builders.plan_settings import PlanSettings, Profile, TensorRTModule, packed_profile, padded_profiles, read_lengths
 from builders.repository import CONTAINER_VARIABLE
 from builders.standard_graph import EXTRA_OUTPUTS, standard_onnx
-from builders.trt_engine import build_plan, check_settings, inspect_engine, load_tensorrt, open_plan, refit_plan
+from builders.trt_engine import (
+    build_plan,
+    check_settings,
+    inspect_engine,
+    load_tensorrt,
+    open_plan,
+    refit_plan,
+    stays_refittable,
+)
 from contract.command import Failure, UsageError
-from contract.files import read_json, write_bytes, write_json
+from contract.files import write_bytes, write_json
 from contract.tensors import MAX_BATCH_SIZE
 from training.bert import BertForSequenceClassification
 from training.checkpoint import Checkpoint, heldout_rows
@@ -103,6 +111,8 @@ def write_engine(
     profiles = make_profiles(layout, checkpoint.max_length, options, features=checkpoint.model.config.num_features)
     check_settings(trt, options, profiles=len(profiles))
     gpu = find_gpu(options)
+    if options.refit_from:
+        check_alike(trt, options.refit_from, profiles, precision, options)
     typing = make_typing(checkpoint, precision, options, calibration)
     graph = write_graph(checkpoint.model, typing, layout, options.extra_outputs)
     counted = check_graph(graph)
@@ -115,8 +125,7 @@ def write_engine(
     proved_on, inspected = "its graph on the CPU, rounded as a GPU rounds", None
     if gpu:
         engine = open_plan(trt, plan, version_compatible=options.version_compatible)
-        inspected = inspected_types(inspect_engine(trt, engine))
-        check_inspected(inspected, precision)
+        inspected = check_inspected(inspect_engine(trt, engine), counted, precision, profiles=len(profiles))
         proved, proved_on = proof.of_plan(engine, profiles), f"the plan on {gpu['gpu']}"
     record = EngineRecord(
         kind="tensorrt",
@@ -130,7 +139,8 @@ def write_engine(
     )
     write_bytes(folder / PLAN_FILE, plan)
     write_bytes(folder / GRAPH_FILE, skeleton(graph).SerializeToString())
-    write_json(folder / ENGINE_JSON, engine_json(record, options, proof_record(size, network, inspected)))
+    refittable = stays_refittable(trt) if options.refit_from else options.refittable
+    write_json(folder / ENGINE_JSON, engine_json(record, options, refittable, proof_record(size, network, inspected)))
     return record
 
 
@@ -154,8 +164,7 @@ def make_plan(
 ) -> tuple[bytes, Counter[tuple[str, str]]]:
     """A plan built, or an old one refitted; and the census of the network, empty where none was built."""
     if options.refit_from:
-        check_refittable(options.refit_from, graph, trt)
-        check_alike(options.refit_from, profiles, options)
+        check_weights_fit(options.refit_from, graph)
         plan = (options.refit_from / PLAN_FILE).read_bytes()
         return refit_plan(trt, plan, graph, version_compatible=options.version_compatible), Counter()
     built = build_plan(trt, graph, profiles, options)
@@ -163,9 +172,12 @@ def make_plan(
     return built.data, built.network
 
 
-def check_alike(folder: Path, profiles: Sequence[Profile], options: TensorRTOptions) -> None:
-    """Raise UsageError unless the plan in `folder` was built with what is asked for and stays when its weights are replaced."""
+def check_alike(trt: Any, folder: Path, profiles: Sequence[Profile], precision: str, options: TensorRTOptions) -> None:
+    """Raise UsageError unless the plan in `folder` takes weights and was built with what is asked for, which then stays."""
+    check_refittable(folder, trt)
     facts = read_engine_json(folder)
+    if facts["precision"] != precision:
+        raise UsageError(f"the plan of {folder} is in {facts['precision']}, asked for is {precision}; build a new one")
     if facts["profiles"] != [profile.as_json() for profile in profiles]:
         raise UsageError(f"the plan of {folder} has other profiles than are asked for; build a new one")
     for name in ("version_compatible", "hardware_compatibility"):
@@ -215,18 +227,6 @@ def make_profiles(layout: str, max_length: int, options: TensorRTOptions, *, fea
     if options.lengths:
         lengths, best_batch = read_lengths(options.lengths, max_length)
     return padded_profiles(lengths, best_batch=best_batch, features=features)
-
-
-def read_lengths(path: Path, max_length: int) -> tuple[list[int], int]:
-    """(lengths, best batch) of a length plan. Raises UsageError when it is none, or ends before `max_length`."""
-    value = read_json(path)
-    try:
-        lengths, best_batch = [int(length) for length in value["lengths"]], int(value["best_batch"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{path} is no length plan ({error!r}); python -m builders.plan_lengths writes one") from error
-    if not lengths or lengths[-1] != max_length:
-        raise UsageError(f"{path} reaches to {lengths[-1:]} tokens, the checkpoint reads {max_length}; plan again")
-    return lengths, best_batch
 
 
 def make_proof(checkpoint: Checkpoint) -> Reference:
@@ -287,14 +287,14 @@ def _fits(inputs: Inputs, profiles: Sequence[Profile], layout: str) -> bool:
     return find_profile(profiles, {name: array.shape for name, array in feed.items()}) is not None
 
 
-def engine_json(record: EngineRecord, options: TensorRTOptions, proof: dict[str, Any]) -> dict[str, Any]:
+def engine_json(record: EngineRecord, options: TensorRTOptions, refittable: bool, proof: dict[str, Any]) -> dict[str, Any]:
     """What a deployed version says of itself, where there is no manifest."""
     facts = {key: value for key, value in dataclasses.asdict(record).items() if key not in {"parity", "accuracy"}}
     return facts | {
         "container": os.environ.get(CONTAINER_VARIABLE),
         "version_compatible": options.version_compatible,
         "hardware_compatibility": options.hardware_compatibility,
-        "refittable": options.refittable or options.refit_from is not None,
+        "refittable": refittable,
         "outputs": list(options.extra_outputs),
         "proof": proof,
     }

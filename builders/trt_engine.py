@@ -237,8 +237,13 @@ def inspect_engine(trt: Any, engine: Any) -> str:
     return information
 
 
+def stays_refittable(trt: Any) -> bool:
+    """Whether a plan that was refitted can be refitted again: from TensorRT 10.14 on."""
+    return hasattr(trt.SerializationFlag, "INCLUDE_REFIT")
+
+
 def refit_plan(trt: Any, plan: bytes, model: onnx.ModelProto, *, version_compatible: bool = False) -> bytes:
-    """The plan with the weights of `model`, refittable still. Raises Failure without a GPU, or for weights that do not fit."""
+    """The plan with the weights of `model`. Raises Failure without a GPU, or for weights that do not fit."""
     engine, log = open_plan(trt, plan, version_compatible=version_compatible), log_of(trt)
     if not engine.refittable:
         raise Failure("the plan was not built --tensorrt.refittable; build a new one")
@@ -251,7 +256,7 @@ def refit_plan(trt: Any, plan: bytes, model: onnx.ModelProto, *, version_compati
         raise Failure(f"weights are missing for the refit: {', '.join(refitter.get_missing_weights())}")
     config = engine.create_serialization_config()
     config.clear_flag(trt.SerializationFlag.EXCLUDE_WEIGHTS)
-    if hasattr(trt.SerializationFlag, "INCLUDE_REFIT"):  # from 10.14; before, what is written cannot be refitted again
+    if stays_refittable(trt):
         config.set_flag(trt.SerializationFlag.INCLUDE_REFIT)
     return bytes(engine.serialize_with_config(config))
 

@@ -13,7 +13,7 @@ from builders.containers import CONTAINERS, containers_with, find_container, sam
 from builders.gpu import describe_gpu, parse_gpu
 from builders.graph_census import Census
 from builders.packed_graph import OFFSETS
-from builders.plan_proof import PlanSize, check_inspected, check_network, check_size, inspected_types, proof_record
+from builders.plan_proof import PlanSize, check_inspected, check_network, check_size, proof_record
 from builders.plan_settings import PlanSettings, Profile, packed_batch_size, packed_profile, padded_profiles
 from contract.command import Failure, UsageError
 from contract.tensors import ATTENTION_MASK, INPUT_IDS
@@ -75,16 +75,58 @@ def test_a_plan_without_its_weights_is_too_small() -> None:
     ],
 )
 def test_the_inspectors_words_for_a_type_are_understood(tensor: dict[str, str], precision: str) -> None:
-    found = inspected_types(json.dumps({"Layers": [{"Name": "x", "Outputs": [tensor]}], "Bindings": []}))
-    assert found == Counter({precision: 1})
-    check_inspected(found, precision)
+    information = json.dumps({"Layers": [{"Name": "x", "Outputs": [tensor]}], "Bindings": []})
+    assert check_inspected(information, HALF, precision, profiles=1) == Counter({precision: 1})
 
 
 def test_an_engine_without_the_precision_or_without_details_is_refused() -> None:
-    with pytest.raises(Failure, match="no layer of the plan is in fp16"):
-        check_inspected({"fp32": 9}, "fp16")
+    with pytest.raises(Failure, match=r"no layer of the plan is in fp16; its outputs are {'fp32': 9}"):
+        check_inspected(built(*[layer("kgen", "FP32")] * 9), HALF, "fp16", profiles=1)
     with pytest.raises(Failure, match="detailed profiling verbosity"):
-        check_inspected(inspected_types(json.dumps({"Layers": ["name only"]})), "fp16")
+        check_inspected(json.dumps({"Layers": ["name only"]}), HALF, "fp16", profiles=1)
+
+
+def layer(kind: str, *types: str, name: str = "__myl_Fc_myl0_4", tactic: str = "") -> dict[str, Any]:
+    """A layer as the inspector describes it: all inputs and at last the output."""
+    tensors = [{"Name": "t", "Format/Datatype": f"Row major linear {found} format"} for found in types]
+    return {"Name": name, "LayerType": kind, "TacticName": tactic, "Inputs": tensors[:-1], "Outputs": tensors[-1:]}
+
+
+def built(*layers: dict[str, Any]) -> str:
+    return json.dumps({"Layers": layers})
+
+
+@pytest.mark.parametrize(
+    "product",
+    [
+        layer("gemm", "FP32", "FP32"),
+        layer("CaskGemmMatrixMultiply", "FP32", "FP32"),
+        layer("fusion", "FP32", "FP32", tactic="sm80_xmma_gemm_f32f32_tf32f32"),
+        layer("fusion", "FP32", "FP32", name="_gemm_mha_v2_myl0_12"),
+        layer("Attention", "FP32", "FP32"),
+    ],
+)
+def test_no_more_layers_of_products_are_wide_than_the_graph_has_wide_products(product: dict[str, Any]) -> None:
+    """HALF has two products in FP32, those of the head; with two profiles each may have its own."""
+    half, head = layer("gemm", "Half", "Half"), layer("gemm", "FP32", "FP32", name="pooler")
+    assert check_inspected(built(half, head, head), HALF, "fp16", profiles=1) == {"fp16": 1, "fp32": 2}
+    with pytest.raises(Failure, match=r"3 of 4 layers of matrix products in the plan are not in fp16, .* at most 2"):
+        check_inspected(built(half, head, head, product), HALF, "fp16", profiles=1)
+    check_inspected(built(half, head, head, product), HALF, "fp16", profiles=2)
+
+
+def test_other_layers_may_be_wide_whatever_they_are_named() -> None:
+    norm = layer("kgen", "FP32", "FP32", name="bert.encoder.layer.0.attention.output.LayerNorm")
+    change = layer("Reformat", "FP32", "FP32", name="Reformatting CopyNode for gemm")
+    check_inspected(built(layer("gemm", "FP32", "Half"), *[norm] * 5, *[change] * 5), HALF, "fp16", profiles=1)
+
+
+def test_products_beside_eight_bits_are_those_without_eight_bit_weights() -> None:
+    graph = Census({"FLOAT16": 48, "FLOAT": 2}, {}, 48, 0, 0, [])
+    eight, half = layer("gemm", "Int8", "Half"), layer("gemm", "Half", "Half")
+    check_inspected(built(layer("kgen", "FP32", "Int8"), eight, half, half), graph, "int8", profiles=1)
+    with pytest.raises(Failure, match=r"3 of 4 layers of matrix products in the plan are not in int8"):
+        check_inspected(built(layer("kgen", "FP32", "Int8"), eight, half, half, half), graph, "int8", profiles=1)
 
 
 def test_the_record_of_a_proof_is_json() -> None:

@@ -21,7 +21,7 @@ from builders.graph_runner import graph_engine, pack
 from builders.graph_writer import Typing
 from builders.input_ranges import InputRanges, choose_ranges, read_ranges, write_ranges
 from builders.parity import BOUNDS, Float32, Int32
-from builders.plan_files import ENGINE_JSON, GRAPH_FILE, PLAN_FILE, check_refittable
+from builders.plan_files import ENGINE_JSON, GRAPH_FILE, PLAN_FILE, check_refittable, check_weights_fit
 from builders.plan_runner import find_profile, plan_engine
 from builders.plan_settings import packed_profile, padded_profiles
 from builders.refit import Refit, refit
@@ -269,19 +269,63 @@ def test_a_plan_takes_no_weights_that_do_not_fit(engine: tuple[Path, EngineRecor
     folder = refittable(engine, tmp_path / "engine")
     fp32 = standard_onnx(random_bert(tiny_config()))
     with pytest.raises(UsageError, match=r"(?s)the weights do not fit into the plan of .*\n  and \d+ more"):
-        check_refittable(folder, fp32, trt)
+        check_weights_fit(folder, fp32)
     plan = onnx.ModelProto.FromString((folder / GRAPH_FILE).read_bytes())
-    check_refittable(folder, plan, trt)
+    check_weights_fit(folder, plan)
+    check_refittable(folder, trt)
     with pytest.raises(UsageError, match=r"the plan is of tensorrt_rtx .*, here is 99\.0; build a new one"):
-        check_refittable(folder, plan, SimpleNamespace(__version__="99.0"))
+        check_refittable(folder, SimpleNamespace(__version__="99.0"))
     with pytest.raises(UsageError, match=r"was not built --tensorrt\.refittable"):
-        check_refittable(engine[0], plan, trt)
+        check_refittable(engine[0], trt)
     (folder / GRAPH_FILE).write_bytes(b"no graph")
     with pytest.raises(UsageError, match=r"cannot read .*graph\.onnx"):
-        check_refittable(folder, plan, trt)
+        check_weights_fit(folder, plan)
     (folder / ENGINE_JSON).write_text(json.dumps({"kind": "onnxruntime"}))
     with pytest.raises(UsageError, match="holds no TensorRT engine"):
-        check_refittable(folder, plan, trt)
+        check_refittable(folder, trt)
+
+
+@pytest.mark.parametrize("refittable_again", [True, False])
+def test_a_refitted_plan_says_whether_it_can_be_refitted_again(
+    refittable_again: bool,
+    engine: tuple[Path, EngineRecord],
+    checkpoint: Checkpoint,
+    merged: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The refit itself, which needs a GPU, leaves the plan as it is."""
+    for module in ("refit", "tensorrt_release"):
+        monkeypatch.setattr(f"builders.{module}.stays_refittable", lambda trt: refittable_again)
+        monkeypatch.setattr(f"builders.{module}.refit_plan", lambda trt, plan, graph, **_: plan)
+    old, new = refittable(engine, tmp_path / "engine"), tmp_path / "new"
+    new.mkdir()
+    options = TensorRTOptions(**ADA, refit_from=old)
+    write_engine(new, checkpoint, precision="fp16", layout="padded", options=options)
+    assert read_json(new / ENGINE_JSON)["refittable"] is refittable_again
+    refit(Refit(engine=old, checkpoint=merged, output=tmp_path / "new.plan"))
+    assert (tmp_path / "new.plan").read_bytes() == (old / PLAN_FILE).read_bytes()
+    assert ("it cannot be refitted again" in capsys.readouterr().out) is not refittable_again
+
+
+def test_what_cannot_be_refitted_is_refused_before_ranges_are_observed(
+    engine: tuple[Path, EngineRecord], checkpoint: Checkpoint, merged: Path, tmp_path: Path
+) -> None:
+    def calibrate() -> Calibration:
+        raise AssertionError("calibrates")
+
+    for folder, said in (
+        (engine[0], "was not built"),
+        (refittable(engine, tmp_path / "fp16"), "is in fp16, asked for is int8"),
+    ):
+        options = TensorRTOptions(**ADA, refit_from=folder)
+        with pytest.raises(UsageError, match=said):
+            write_engine(tmp_path, checkpoint, precision="int8", layout="padded", options=options, calibration=calibrate)
+    eight = Path(shutil.copytree(engine[0], tmp_path / "int8"))
+    write_json(eight / ENGINE_JSON, read_json(eight / ENGINE_JSON) | {"precision": "int8"})
+    with pytest.raises(UsageError, match=r"was not built --tensorrt\.refittable"):
+        refit(Refit(engine=eight, checkpoint=merged, output=tmp_path / "new.plan"))
 
 
 def test_a_build_that_refits_asks_the_same(engine: tuple[Path, EngineRecord], checkpoint: Checkpoint, tmp_path: Path) -> None:
