@@ -17,10 +17,10 @@ from clients import connect
 from contract.command import Failure, UsageError
 from contract.files import read_json_lines
 from contract.release import read_manifest
+from contract.repository import STARTING
 from contract.tensors import ENGINE, TOKENIZER
 from serving.__main__ import check_servable, claim_ports
 from serving.publish import publish
-from serving.repository import STARTING
 from serving.state import STATE_FILE, ServerState, read_state
 from serving.stubs import ZOMBIE, child_pids, find_children, read_status
 from tests.served import deployed, serving, start, stop, wait_until_served
