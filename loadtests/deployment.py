@@ -7,6 +7,7 @@ protobuf, one field a line, and an edit that does not meet exactly the fields it
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
 import shutil
 import signal
@@ -56,8 +57,7 @@ def publish_alone(release: Path, template: Path, target: Path) -> None:
         UsageError: `template` is no deployed repository.
         Failure: the release cannot be published; with the command's own message.
     """
-    if not (template / CLASSIFIER).is_dir():
-        raise UsageError(f"{template} is not a deployed repository; python -m builders.build renders one")
+    _check_deployed(template)
     steps = {str(template / step) for step in STEPS}
 
     def left_out(folder: str, names: list[str]) -> set[str]:
@@ -70,6 +70,25 @@ def publish_alone(release: Path, template: Path, target: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise Failure(f"cannot publish {release}: {done.stderr.strip()}")
+
+
+def _check_deployed(template: Path) -> None:
+    if not (template / CLASSIFIER).is_dir():
+        raise UsageError(f"{template} is not a deployed repository; python -m builders.build renders one")
+
+
+def template_hashes(template: Path) -> dict[str, str]:
+    """The steps' configurations that a scratch deployment takes over, but for the versions that are served.
+
+    Raises:
+        UsageError: `template` is no deployed repository.
+    """
+    _check_deployed(template)
+    found = {}
+    for path in sorted(path for step in STEPS for path in (template / step).rglob("*.pbtxt")):
+        text = re.sub(r"^version_policy \{\n.*?^\}\n", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
+        found[str(path.relative_to(template))] = hashlib.sha256(text.encode()).hexdigest()
+    return found
 
 
 def apply(setting: Setting, repository: Path) -> None:

@@ -4,7 +4,7 @@
 
 Every trial deploys a release into a scratch repository, sets it up, serves it and puts an open loop of --rate requests/s on
 it; the cost is the cores that the server's processes used in the window. A trial that has failed is broken off. OUTPUT keeps
-the search: the same command continues it.
+the search: the same command continues it, on the same machine.
 
     OUTPUT/trials.jsonl     every trial with its figures, a line each
     OUTPUT/search.json      the answer, the Pareto front and the releases whose labels agree too little
@@ -26,18 +26,21 @@ import tyro
 
 from contract.command import Failure, UsageError, run_command
 from contract.files import read_json, sha256_of, write_json
-from loadtests.deployment import Setting, apply, publish_alone
+from loadtests.deployment import Setting, apply, publish_alone, template_hashes
 from loadtests.descent import BudgetSpentError, Descent, Outcome, Point, pareto
 from loadtests.machine import describe_machine
+from loadtests.result import MIN_REQUESTS
 from loadtests.scenario import Criteria, Load, Scenario
 from loadtests.space import Journal, Space
 from loadtests.texts import read_texts
-from loadtests.trial import Trial, run_trial, served_labels
+from loadtests.trial import Trial, run_trial, served_labels, window_requests
 
 TRIALS_FILE = "trials.jsonl"
 IDENTITY_FILE = "identity.json"
 AGREEMENT_FILE = "agreement.json"
 DEPLOYED_FILE = ".deployed"  # in a scratch deployment that is complete
+SHARE = 0.3
+"""Of all settings, measured at most once one of them serves, unless --budget says otherwise."""
 CORES = len(os.sched_getaffinity(0))
 
 
@@ -77,7 +80,7 @@ class Search:
     window_s: float = 15.0
     """Seconds of a measured window, at least 1."""
     budget: int | None = None
-    """Trials at most, those of earlier calls included."""
+    """Trials at most, those of earlier calls included; 30 % of all settings, or until one serves, when left out."""
 
     def __post_init__(self) -> None:
         if not 0 < self.agreement <= 1:
@@ -90,9 +93,9 @@ class Search:
             raise UsageError(f"--releases is {self.releases}; it must be at least one folder, each given once")
         if self.budget is not None and self.budget < 1:
             raise UsageError(f"--budget is {self.budget}; it must be at least 1")
-        if self.rate * self.window_s < 100:
-            raise UsageError(f"--rate {self.rate:g} for --window-s {self.window_s:g} is under 100 requests: raise --window-s")
-        self.scenario()
+        if self.rate * self.window_s < MIN_REQUESTS or window_requests(self.scenario()) < MIN_REQUESTS:
+            window = f"--rate {self.rate:g} for --window-s {self.window_s:g}"
+            raise UsageError(f"{window} is under {MIN_REQUESTS} requests: raise --window-s")
 
     def scenario(self) -> Scenario:
         """The load of every trial. Raises UsageError for a rate, a bound or seconds that cannot be."""
@@ -107,7 +110,11 @@ class Search:
     def identity(self) -> dict[str, Any]:
         """What must stay the same for trials to be comparable."""
         hashes = {str(release): sha256_of(release / "manifest.json") for release in self.releases}
+        machine = describe_machine()
         return {
+            "cpu": machine["cpu"],
+            "cores": machine["cores"],
+            "repository": template_hashes(self.repository),
             "texts": sha256_of(self.texts),
             "load": self.scenario().to_json() | {"texts": ""},
             "agreement": self.agreement,
@@ -165,7 +172,8 @@ def _find(options: Search, space: Space, journal: Journal, deployments: dict[str
         setting = space.setting(point)
         if setting in journal.trials:
             return journal.trials[setting].outcome
-        if options.budget is not None and len(journal.trials) >= options.budget:
+        serves = any(made.outcome.feasible for made in journal.trials.values())
+        if len(journal.trials) >= (options.budget or (SHARE * space.size // 1 if serves else math.inf)):
             raise BudgetSpentError
         return trial(setting, scenario)
 

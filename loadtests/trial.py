@@ -72,9 +72,7 @@ def run_trial(setting: Setting, repository: Path, scenario: Scenario) -> Trial:
         )
     before, after = recording.probes
     bound_ms = scenario.criteria.p99_ms or math.inf
-    unmet = result.unmet(scenario.criteria)
-    if result.drift:  # a queue that grows slowly would miss the bound after the window
-        unmet.append(f"not steady: {result.drift}")
+    unmet = result.unmet(scenario.criteria) + result.refusals  # a queue that grows slowly would miss the bound after the window
     outcome = Outcome(
         feasible=not unmet,
         cost=(after - before) / recording.duration_s,
@@ -87,6 +85,13 @@ def run_trial(setting: Setting, repository: Path, scenario: Scenario) -> Trial:
 async def _load(operator: Operator, requests: Requests, scenario: Scenario) -> Recording | Broken:
     async with GrpcTarget(operator.grpc_url, requests, timeout_s=scenario.timeout_s) as target:
         return await run_bounded(target.send, requests, scenario, functools.partial(server_cpu_s, operator.pid))
+
+
+def window_requests(scenario: Scenario) -> int:
+    """Requests that an open load has due within the measured window; the seed fixes them."""
+    load, seconds = scenario.load, scenario.warmup_s + scenario.duration_s
+    due = arrival_times(rate=load.rate, arrivals=load.arrivals, duration_s=seconds, seed=scenario.seed)
+    return sum(time >= scenario.warmup_s for time in due)
 
 
 def server_cpu_s(pid: int) -> float:
@@ -102,10 +107,9 @@ def server_cpu_s(pid: int) -> float:
 async def run_bounded(send: Send, requests: Requests, scenario: Scenario, probe: Probe | None = None) -> Recording | Broken:
     """Put an open load on a target until its window is over, a request fails, or more than 1 % of the window's requests are
     later than the bound: then their 99th percentile is as well, whatever the rest brings."""
-    loop, load = asyncio.get_running_loop(), scenario.load
-    window_s, warmup_s, bound_ms = scenario.duration_s, scenario.warmup_s, scenario.criteria.p99_ms or math.inf
-    due = arrival_times(rate=load.rate, arrivals=load.arrivals, duration_s=warmup_s + window_s, seed=scenario.seed)
-    allowed = sum(time >= warmup_s for time in due) // 100
+    loop, warmup_s, window_s = asyncio.get_running_loop(), scenario.warmup_s, scenario.duration_s
+    bound_ms = scenario.criteria.p99_ms or math.inf
+    allowed = window_requests(scenario) // 100
     begin, late = loop.time() + warmup_s, 0
     broken: asyncio.Future[Broken] = loop.create_future()
 

@@ -1,4 +1,4 @@
-"""engines.json, of `make bench`: our engines beside what people usually run, speed by batch and quality against speed."""
+"""engines.json, of `make bench-engines`: our engines beside what people run, speed by batch and quality against speed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def read_engines(path: Path) -> Fields:
     """The file. Raises UsageError for one of the time when engines were measured on shapes, not on texts."""
     found = read_fields(path)
     if "engines" not in found:
-        raise UsageError(f"{path} has no measurements by batch: an older version wrote it; make bench measures again")
+        raise UsageError(f"{path} has no measurements by batch: an older version wrote it; make bench-engines measures again")
     return found
 
 

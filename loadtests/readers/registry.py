@@ -40,7 +40,7 @@ def _flat(name: str, words: str) -> Callable[[list[Path]], Section]:
 
 KINDS = (
     Kind(pattern="peers.json", command="make bench-peers", tables=peers.tables, section=_single(peers.section)),
-    Kind(pattern="engines.json", command="make bench", tables=engines.tables, section=_single(engines.section)),
+    Kind(pattern="engines.json", command="make bench-engines", tables=engines.tables, section=_single(engines.section)),
     Kind(pattern="int8.json", command="python -m builders.paired", tables=paired.tables, section=_single(paired.section)),
     Kind(
         pattern="load-*.json",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from loadtests.charts import Plot, Series, plot
+from loadtests.deployment import Setting
 from loadtests.page import Section
 from loadtests.readers.fields import Fields, read_fields
 from loadtests.readers.markdown import markdown_table
@@ -18,14 +19,13 @@ def tables(path: Path) -> dict[str, str]:
     for row in found.rows("pareto"):
         chosen = winner is not None and _setting(row) == _setting(winner)
         verdict = "the cheapest that serves" if chosen else "serves" if row.flag("serves") else "too slow"
-        rows.append([_setting(row), f"{row.number('cores'):.2f}", f"{row.number('p99_ms'):.1f}", verdict])
+        rows.append([str(_setting(row)), f"{row.number('cores'):.2f}", f"{row.number('p99_ms'):.1f}", verdict])
     return {"all": markdown_table(["configuration", "cores used", "p99 ms", ""], rows)}
 
 
-def _setting(row: Fields) -> str:
-    parts = [Path(row.text("release")).name, f"{row.number('instances'):.0f} x {row.number('threads'):.0f} threads"]
-    parts += [f"waits {row.number('delay_us'):.0f} us"] if row.number("delay_us") else []
-    return ", ".join(parts)
+def _setting(row: Fields) -> Setting:
+    numbers = {name: int(row.number(name)) for name in ("instances", "threads", "batch", "delay_us")}
+    return Setting(release=row.text("release"), buckets=tuple(map(int, row.numbers("buckets"))), **numbers)
 
 
 def section(paths: list[Path]) -> Section:
@@ -38,6 +38,6 @@ def section(paths: list[Path]) -> Section:
             f"{found.number('measured'):.0f} of {found.number('settings'):.0f} settings measured."
         )
         points = [(row.number("cores"), row.number("p99_ms")) for row in found.rows("pareto")]
-        series.append(Series(path.stem, points, [_setting(row) for row in found.rows("pareto")]))
+        series.append(Series(path.stem, points, [str(_setting(row)) for row in found.rows("pareto")]))
     charts = [plot(Plot("What speed costs: settings that none beats", "cores used", "p99, ms", series))]
     return Section("Search", words, charts, [(path.stem, tables(path)["all"]) for path in paths])

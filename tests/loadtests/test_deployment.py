@@ -12,7 +12,7 @@ from tritonclient.grpc import model_config_pb2
 from builders.repository import render_repository
 from contract.command import Failure, UsageError
 from contract.tensors import BUCKET_LENGTHS, ENGINE, TOKENIZER
-from loadtests.deployment import Setting, apply, publish_alone, served
+from loadtests.deployment import Setting, apply, publish_alone, served, template_hashes
 from serving.repository import Repository
 from tests.served import deployed
 
@@ -64,6 +64,19 @@ def test_a_configuration_that_is_not_as_rendered_is_refused(rendered: Path, brok
     path.write_text(text[:begin] + broken + text[end:], encoding="utf-8")
     with pytest.raises(Failure, match=rf"config\.pbtxt has {broken.count('count')} places for 3 where one was expected"):
         apply(BUSY, rendered)
+
+
+def test_the_hashes_of_a_template_change_with_a_setting_and_not_with_a_version(rendered: Path) -> None:
+    apply(PLAIN, rendered)
+    before = template_hashes(rendered)
+    assert len(before) >= 3
+    for path in rendered.rglob("*.pbtxt"):
+        path.write_text(path.read_text(encoding="utf-8").replace("versions: 1\n", "versions: 7\n"), encoding="utf-8")
+    assert template_hashes(rendered) == before
+    apply(BUSY, rendered)
+    assert all(template_hashes(rendered)[path] != hashed for path, hashed in before.items())
+    with pytest.raises(UsageError, match="is not a deployed repository"):
+        template_hashes(rendered / "absent")
 
 
 def test_a_setting_says_what_differs_from_the_defaults() -> None:

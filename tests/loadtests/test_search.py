@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from contract.command import Failure, UsageError
@@ -16,10 +18,14 @@ from loadtests.deployment import Setting
 from loadtests.descent import Outcome
 from loadtests.scenario import Scenario
 from loadtests.search import Search, search
+from loadtests.space import Space
 from loadtests.trial import Trial
 from serving.repository import Repository
+from tests.loadtests.simulated import SimulatedDeployment
 from tests.served import deployed
 from tests.tiny import tiny_texts
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def cost_of(setting: Setting) -> float:
@@ -75,10 +81,57 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Search:
         rate=50,
         p99_ms=100,
         releases=releases,
+        repository=ROOT / "model_repository",
         output=tmp_path / "search",
         instances=(1, 2),
         threads=(1, 2),
     )
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_on_the_space_of_two_cores_it_finds_the_optimum_with_under_a_third_of_the_measurements(
+    options: Search, count: int
+) -> None:
+    best, found, within = [], [], []
+    releases = tuple(options.texts.with_name(f"release{number}") for number in range(count))
+    for release in releases:
+        release.mkdir()
+        write_json(release / "manifest.json", {})
+    every = Space(
+        releases=list(map(str, releases)),
+        instances=options.instances,
+        threads=options.threads,
+        delays_us=options.delays_us,
+        batches=options.batches,
+    )
+    for seed in range(40):
+        server = SimulatedDeployment(seed, list(releases))
+        outcomes = [server.truth(every.setting(point)) for point in itertools.product(*(range(a.size) for a in every.axes))]
+        if not any(outcome.feasible for outcome in outcomes):
+            continue
+        best.append(min(outcome.rank for outcome in outcomes)[1])
+        search(dataclasses.replace(options, releases=releases, output=options.output / str(seed)), server)
+        answer = read_json(options.output / str(seed) / "search.json")
+        allowed = int(0.3 * answer["settings"])
+        within.append(answer["measured"] == len(set(server.measured)) <= allowed)
+        assert within[-1] or not any(server.truth(setting).feasible for setting in server.measured[:allowed])
+        found.append(answer["winner"]["cores"])
+    assert len(best) > 20
+    assert np.mean(within) >= 0.95
+    assert max(np.divide(found, best)) < 1.1
+    assert np.mean(np.isclose(found, best)) >= 0.95
+
+
+def test_it_goes_on_beyond_its_share_while_nothing_serves(options: Search) -> None:
+    def late(setting: Setting, repository: Path, scenario: Scenario) -> Trial:
+        serves = len(set(measure.settings)) > 16
+        return Trial(
+            outcome=Outcome(feasible=serves, cost=1, p99_ms=99, miss=1 / len(measure.settings)), reason="", result=None
+        )
+
+    measure = Counted(late)
+    search(dataclasses.replace(options, releases=options.releases[:1]), measure)
+    assert len(set(measure.settings)) == 17  # of 40
 
 
 def test_it_finds_the_cheapest_and_leaves_its_deployment(options: Search, capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,10 +183,14 @@ def test_an_interrupted_search_goes_on_where_it_was(options: Search, trials: int
     assert len(list(read_json_lines(options.output / "trials.jsonl"))) == len(whole.settings)
 
 
-def test_a_folder_of_another_search_is_refused(options: Search, tmp_path: Path) -> None:
+def test_a_folder_of_another_search_is_refused(options: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     search(options, Counted())
     with pytest.raises(UsageError, match="holds a search with other load; name another --output"):
         search(dataclasses.replace(options, rate=51), Counted())
+    monkeypatch.setattr("loadtests.search.describe_machine", lambda: {"cpu": "another", "cores": 64})
+    with pytest.raises(UsageError, match="holds a search with other cpu, cores; name another --output"):
+        search(options, Counted())
+    monkeypatch.undo()
     with pytest.raises(UsageError, match="exists and holds no search"):
         search(dataclasses.replace(options, output=tmp_path / "fp32"), Counted())
 
@@ -174,6 +231,7 @@ def test_a_budget_is_kept(options: Search) -> None:
         ({"delays_us": ()}, "--delays-us is"),
         ({"budget": 0}, "--budget is 0"),
         ({"window_s": 1}, "--rate 50 for --window-s 1 is under 100 requests: raise --window-s"),
+        ({"window_s": 2}, "--rate 50 for --window-s 2 is under 100 requests: raise --window-s"),  # as its arrivals are drawn
     ],
 )
 def test_options_that_cannot_be_are_named(change: dict[str, Any], said: str) -> None:
@@ -188,10 +246,11 @@ def test_a_real_search_leaves_a_deployment_that_can_be_served(
 ) -> None:
     monkeypatch.setattr("loadtests.estimates.DRIFT", 1e9)  # how steady two seconds are depends on the machine,
     monkeypatch.setattr("loadtests.trial.MAX_CPU_SHARE", 2.0)  # and so does how busy it is
+    monkeypatch.setattr("loadtests.result.MAX_CPU_SHARE", 2.0)
     write_json_lines(tmp_path / "t.jsonl", [{"text": text} for text, _ in tiny_texts(50)])
     options = Search(
         texts=tmp_path / "t.jsonl",
-        rate=50,
+        rate=70,
         p99_ms=20_000,
         releases=(release,),
         repository=deployed(tmp_path, release).path,

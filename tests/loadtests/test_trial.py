@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,10 @@ from typing import Any
 import pytest
 
 from clients import Rejected
-from loadtests.record import Recording
+from loadtests.deployment import Setting
+from loadtests.record import Recording, Sample
 from loadtests.scenario import Criteria, Load, Scenario
-from loadtests.trial import Broken, run_bounded, server_cpu_s
+from loadtests.trial import Broken, run_bounded, run_trial, server_cpu_s
 from tests.loadtests.virtual import Server, run_virtually
 
 SCENARIO = Scenario(
@@ -62,6 +65,27 @@ def test_a_failed_request_breaks_it_off() -> None:
     broken, sent = bounded({"service_s": 0.001}, fail_at=300)
     assert isinstance(broken, Broken)
     assert (broken.reason, sent) == ("Rejected: full", 301)
+
+
+@pytest.mark.parametrize(("count", "slower", "said"), [(50, 0.0, "50 requests were measured"), (1000, 0.03, "not steady")])
+def test_a_window_that_says_nothing_does_not_serve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, slower: float, said: str
+) -> None:
+    due = [10 * number / count for number in range(count)]
+    samples = [Sample(at, at, at + 0.01 + slower * at / 10, "r", "") for at in due]
+    recording = Recording(10, samples, cpu_s=1.0, probes=[0.0, 10.0])
+
+    def run(load: Any) -> Recording:
+        load.close()
+        return recording
+
+    monkeypatch.setattr("loadtests.trial.apply", lambda setting, repository: None)
+    monkeypatch.setattr("loadtests.trial.served", lambda repository: contextlib.nullcontext(None))
+    monkeypatch.setattr("loadtests.trial.run_precisely", run)
+    (tmp_path / "t.txt").write_text("a text\n", encoding="utf-8")
+    scenario = dataclasses.replace(SCENARIO, texts=tmp_path / "t.txt")
+    trial = run_trial(Setting(release="r", instances=1, threads=1), tmp_path, scenario)
+    assert not trial.outcome.feasible and said in trial.reason
 
 
 def test_the_cpu_of_a_server_is_counted_with_its_processes() -> None:

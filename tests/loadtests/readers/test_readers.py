@@ -123,6 +123,14 @@ def test_the_search_table_marks_the_winner(tmp_path: Path) -> None:
     assert rows(search.tables(written(tmp_path, "search-fifty.json", winner=None))["all"])[2][-1] == "serves"
 
 
+def test_settings_that_differ_in_batch_or_buckets_alone_are_told_apart(tmp_path: Path) -> None:
+    row = made.search_file()["pareto"][1]
+    front = [row, row | {"batch": 8}, row | {"buckets": [64, 512]}]
+    found = rows(search.tables(written(tmp_path, "search-fifty.json", pareto=front))["all"])
+    assert len({line[0] for line in found[1:]}) == 3
+    assert [line[-1] for line in found[1:]] == ["the cheapest that serves", "serves", "serves"]
+
+
 def test_the_swap_table_counts_what_clients_noticed(tmp_path: Path) -> None:
     found: dict[str, str] = dict(map(tuple, rows(swap.tables(written(tmp_path, "chaos-swap.json"))["all"])))  # type: ignore[arg-type]
     assert found["requests failed"] == "0 of 12,345"
@@ -172,7 +180,7 @@ def test_the_precision_table_says_what_int8_costs(tmp_path: Path) -> None:
 
 def test_an_engines_file_of_the_older_version_is_refused(tmp_path: Path) -> None:
     write_json(tmp_path / "engines.json", {"ms": {}})
-    with pytest.raises(UsageError, match="an older version wrote it; make bench measures again"):
+    with pytest.raises(UsageError, match="an older version wrote it; make bench-engines measures again"):
         engines.tables(tmp_path / "engines.json")
 
 
