@@ -3,13 +3,15 @@
     python -m loadtests.locust_run loadtests/scenarios/spike.toml --workers 2 --url 127.0.0.1:8001
     python -m loadtests.locust_run loadtests/scenarios/soak.toml --protocol http --url 127.0.0.1:8000
 
-Starts Locust's master and workers on this machine, without its web page, and ends with them. Exit code 1 when a worker was
-busier than a generator may be, and when the scenario's criteria are not met. Latencies
-of a closed loop hide queueing; those of `loadtests.run` with an open load do not.
+Starts Locust's master and workers, without its web page, and ends with them. Workers of other machines join with the command
+that --remote-workers prints. Exit code 1 when the measurement is no good (a worker was busier than a generator may be, a
+constant load was not steady, too few requests) and when the scenario's criteria are not met. Latencies of a closed loop hide
+queueing; those of `loadtests.run` with an open load do not.
 """
 
 from __future__ import annotations
 
+import shlex
 import signal
 import socket
 import subprocess
@@ -26,12 +28,16 @@ from clients.wire import ProtocolName
 from contract.command import Failure, UsageError, run_command
 from contract.files import read_json, write_json
 from loadtests.measure import read_requests
-from loadtests.result import MAX_CPU_SHARE
-from loadtests.scenario import Criteria, Scenario, read_scenario
+from loadtests.result import Result
+from loadtests.run import describe
+from loadtests.scenario import Scenario, read_scenario
 
 FILES = ",".join(str(Path(__file__).parent / name) for name in ("locustfile.py", "shapefile.py"))
 USERS = {"grpc": "GrpcUser", "http": "HttpUser"}
 START_TIMEOUT_S = 120
+REMOTE_TIMEOUT_S = 600
+"""Until somebody has started those."""
+LOOPBACK = {"127.0.0.1", "localhost", "[::1]"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +51,11 @@ class LocustRun:
     protocol: ProtocolName = "grpc"
     """grpc (Triton's port 8001) or http (8000)."""
     workers: int = 1
-    """Processes that send, beside the master; the users are spread over them."""
+    """Processes on this machine that send, beside the master; the users are spread over all workers."""
+    remote_workers: int = 0
+    """Processes of other machines that join; the command to run there is printed, and --bind must be reachable from there."""
+    bind: str = "127.0.0.1:0"
+    """host:port at which the master awaits its workers, 0.0.0.0 for every network, port 0 for a free one. Nothing guards it."""
     texts: Path | None = None
     """Take these texts and not the scenario's."""
     output: Path | None = None
@@ -54,34 +64,31 @@ class LocustRun:
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise UsageError(f"--workers is {self.workers}; it must be at least 1")
+        if self.remote_workers < 0:
+            raise UsageError(f"--remote-workers is {self.remote_workers}; it must be at least 0")
+        host, _, port = self.bind.rpartition(":")
+        if not host or not port.isdecimal() or int(port) > 65535:
+            raise UsageError(f"--bind is {self.bind!r}; it must be host:port, e.g. 0.0.0.0:5557")
+        if self.remote_workers and host in LOOPBACK:
+            raise UsageError(f"--bind is {self.bind}, which no other machine reaches; --remote-workers needs e.g. 0.0.0.0:5557")
 
 
-def commands(options: LocustRun, scenario: Scenario, *, port: int, summary: Path) -> tuple[list[str], list[str]]:
-    """(the master's command line, a worker's)."""
-    shared = [sys.executable, "-m", "locust", "-f", FILES, USERS[options.protocol], "--host", options.url]
-    shared += ["--scenario", str(options.scenario), "--texts", str(scenario.texts)]
-    shared += ["--texts-per-request", str(scenario.texts_per_request), "--skip-log-setup"]
-    master = ["--master", "--master-bind-host", "127.0.0.1", "--master-bind-port", str(port), "--headless", "--only-summary"]
-    master += ["--expect-workers", str(options.workers), "--expect-workers-max-wait", str(START_TIMEOUT_S)]
+def commands(
+    options: LocustRun, scenario: Scenario, *, host: str, port: int, summary: Path
+) -> tuple[list[str], list[str], list[str]]:
+    """(the master's command line, that of a worker here, that of a worker elsewhere, in a copy of this project)."""
+    shared = [USERS[options.protocol], "--host", options.url, "--scenario", str(options.scenario)]
+    shared += ["--texts", str(scenario.texts), "--texts-per-request", str(scenario.texts_per_request), "--skip-log-setup"]
+    here = [sys.executable, "-m", "locust", "-f", FILES, *shared]
+    master = ["--master", "--master-bind-host", host, "--master-bind-port", str(port), "--headless", "--only-summary"]
+    master += ["--expect-workers", str(options.workers + options.remote_workers)]
+    master += ["--expect-workers-max-wait", str(REMOTE_TIMEOUT_S if options.remote_workers else START_TIMEOUT_S)]
     master += ["--exit-code-on-error", "0", "--summary", str(summary)]
-    return [*shared, *master], [*shared, "--worker", "--master-host", "127.0.0.1", "--master-port", str(port)]
-
-
-def unmet(summary: dict[str, Any], criteria: Criteria) -> list[str]:
-    """What makes a run fail, with the figures."""
-    found = []
-    error_rate = summary["failures"] / summary["requests"]
-    if summary["generator_cpu_share"] > MAX_CPU_SHARE:
-        share = f"{summary['generator_cpu_share']:.0%}"
-        found.append(f"the busiest worker used {share} of a core, allowed {MAX_CPU_SHARE:.0%}: give it more --workers")
-    if error_rate > criteria.error_rate:
-        kinds = "; ".join(f"{count} x {kind}" for kind, count in summary["errors"].items())
-        found.append(f"error rate {error_rate:.3%} ({kinds}), allowed {criteria.error_rate:.3%}")
-    if criteria.p99_ms is not None and not summary["p99_ms"] <= criteria.p99_ms:
-        found.append(f"p99 {summary['p99_ms']:g} ms, allowed {criteria.p99_ms:g}")
-    if criteria.requests_per_s is not None and not summary["requests_per_s"] >= criteria.requests_per_s:
-        found.append(f"{summary['requests_per_s']:.4g} requests/s, wanted {criteria.requests_per_s:g}")
-    return found
+    near, far = ("127.0.0.1", socket.gethostname()) if host == "0.0.0.0" else (host, host)  # noqa: S104 - what the user chose
+    files = ",".join(f"loadtests/{Path(name).name}" for name in FILES.split(","))
+    worker = ["--worker", "--master-port", str(port), "--master-host"]
+    elsewhere = ["python", "-m", "locust", "-f", files, *shared, *worker, far]
+    return [*here, *master], [*here, *worker, near], elsewhere
 
 
 def main(options: LocustRun) -> None:
@@ -90,25 +97,31 @@ def main(options: LocustRun) -> None:
     if scenario.load.kind != "closed":
         raise UsageError(f"{options.scenario} is an open load, and Locust's users wait for answers: python -m loadtests.run")
     read_requests(scenario)  # a file that cannot be used is told here, and not by every worker
-    with socket.create_server(("127.0.0.1", 0)) as holder:
-        port: int = holder.getsockname()[1]
+    host, _, wanted = options.bind.rpartition(":")
+    port = int(wanted) or _free_port(host)
     with tempfile.TemporaryDirectory(prefix="locust-") as folder:
         summary_file = Path(folder) / "summary.json"
-        _run(*commands(options, scenario, port=port, summary=summary_file), workers=options.workers)
+        master, worker, elsewhere = commands(options, scenario, host=host, port=port, summary=summary_file)
+        if options.remote_workers:
+            print(f"run {options.remote_workers} times on other machines:\n  {shlex.join(elsewhere)}", flush=True)
+        _run(master, worker, workers=options.workers)
         summary: dict[str, Any] = read_json(summary_file)
-    if not summary["requests"]:
-        raise Failure("no request was answered or failed within the measured time")
-    summary |= {"users": scenario.load.users, "workers": options.workers, "scenario": scenario.to_json()}
-    summary["unmet"] = unmet(summary, scenario.criteria)
+    result = Result.from_json(summary["result"])
+    unmet = result.unmet(scenario.criteria)
     if options.output:
-        write_json(options.output, summary)
-    print(
-        f"{options.protocol}: {summary['requests_per_s']:.4g} requests/s, p50 {summary['p50_ms']:g} ms, "
-        f"p99 {summary['p99_ms']:g} ms, {summary['failures']} of {summary['requests']} failed; "
-        f"busiest worker {summary['generator_cpu_share']:.0%} of a core\n{summary['note']}"
-    )
-    if summary["unmet"]:
-        raise Failure("the scenario is not passed:\n  " + "\n  ".join(summary["unmet"]))
+        processes = {"workers": options.workers + options.remote_workers, "protocol": options.protocol}
+        write_json(options.output, result.to_json() | processes | {"unmet": unmet})
+    print(describe(result))
+    if result.refusals:
+        raise Failure("this measurement says nothing about the server:\n  " + "\n  ".join(result.refusals))
+    if unmet:
+        raise Failure("the criteria are not met:\n  " + "\n  ".join(unmet))
+
+
+def _free_port(host: str) -> int:
+    with socket.create_server((host, 0)) as holder:
+        port: int = holder.getsockname()[1]
+        return port
 
 
 def _run(master: Sequence[str], worker: Sequence[str], *, workers: int) -> None:

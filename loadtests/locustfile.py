@@ -4,8 +4,9 @@
         --headless --users 8 --spawn-rate 8 --reset-stats --run-time 15s
 
 Without a user class and --host both run, against Triton's own ports on this machine. Closed loop: each user sends its next
-text when it has its answer, so the latencies hide queueing; read the throughput. `python -m loadtests.locust_run` runs a
-scenario with it, in many processes.
+text when it has its answer, so the latencies hide queueing; read the throughput. The figures are those of `--summary`: Locust's
+own table counts failures as answers and rounds latencies. `python -m loadtests.locust_run` runs a scenario with it, in many
+processes.
 """
 
 # ruff: noqa: I001 - gRPC must be taught gevent before any channel exists, or every call blocks the whole process
@@ -13,6 +14,7 @@ import grpc.experimental.gevent
 
 grpc.experimental.gevent.init_gevent()
 
+import dataclasses
 import itertools
 import sys
 import time
@@ -24,22 +26,23 @@ import gevent
 from locust import User, constant, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
-from locust.runners import WorkerRunner
+from locust.runners import MasterRunner, WorkerRunner
 
 from clients import Classifier, ClassifierError, Prediction, connect
 from clients.wire import ProtocolName
-from contract.command import UsageError
+from contract.command import Failure, UsageError
 from contract.files import write_json
+from loadtests.closed import REFUSED_PAUSE_S
+from loadtests.locust_record import RECORD, order_of_worker
+from loadtests.machine import describe_machine
 from loadtests.measure import read_requests
-from loadtests.result import CLOSED_NOTE
-from loadtests.scenario import read_scenario
+from loadtests.scenario import Load, Scenario, read_scenario
 from loadtests.texts import group_texts, read_texts
 
 DEFAULT_TEXTS = "build/merged/heldout.jsonl"
 
-_CLOCK = [time.monotonic(), time.process_time()]
-_SHARES: dict[str, float] = {}
-"""CPU share of each worker process, by Locust's id of it."""
+_MACHINE: dict[str, Any] = {}
+"""As it was before the load began."""
 
 
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
@@ -59,61 +62,89 @@ def load_texts(environment: Environment, **_: Any) -> None:
         if options.texts_per_request < 1:
             raise UsageError(f"--texts-per-request is {options.texts_per_request}; it must be at least 1")
         if options.scenario:
-            texts = Path(options.texts) if options.texts else None
-            requests = read_requests(read_scenario(Path(options.scenario), texts=texts))
+            requests = read_requests(_scenario(environment))
         else:
             requests = group_texts(read_texts(Path(options.texts or DEFAULT_TEXTS)), 1)
-        ClassifierUser.texts = itertools.cycle(text for texts in requests for text in texts)
+        ClassifierUser.sample = [text for texts in requests for text in texts]
+        _MACHINE.update(describe_machine())
+        if environment.shape_class is None:  # without a scenario's warm-up the window begins when all users are there
+            environment.events.spawning_complete.add_listener(lambda **_: RECORD.begin_window())  # type: ignore[no-untyped-call]
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
 
 @events.test_start.add_listener  # type: ignore[untyped-decorator]
-def start_clock(**_: Any) -> None:
-    """Note when the test began, in wall and CPU time."""
-    _CLOCK[:] = [time.monotonic(), time.process_time()]
+def begin(environment: Environment, **_: Any) -> None:
+    """Forget an earlier test, and give each worker an order of its own: else all would send the same text at once."""
+    RECORD.start()
+    index: int = getattr(environment.runner, "worker_index", 0)
+    ClassifierUser.texts = itertools.cycle(order_of_worker(ClassifierUser.sample, index))
+
+
+@events.test_stopping.add_listener  # type: ignore[untyped-decorator]
+def end(**_: Any) -> None:
+    """Note when the load ended."""
+    RECORD.end = time.time()
 
 
 @events.report_to_master.add_listener  # type: ignore[untyped-decorator]
-def report_cpu(client_id: str, data: dict[str, Any]) -> None:
-    """A worker tells the master how busy it is."""
-    data["cpu_share"] = _cpu_share()
+def report_requests(client_id: str, data: dict[str, Any]) -> None:
+    """A worker tells the master what it saw."""
+    data["record"] = RECORD.take()
 
 
 @events.worker_report.add_listener  # type: ignore[untyped-decorator]
-def note_cpu(client_id: str, data: dict[str, Any]) -> None:
-    """The master keeps what each worker said last."""
-    _SHARES[client_id] = data["cpu_share"]
+def note_requests(client_id: str, data: dict[str, Any]) -> None:
+    """The master keeps what each worker said."""
+    RECORD.add(client_id, data["record"])
 
 
 @events.quitting.add_listener  # type: ignore[untyped-decorator]
 def write_summary(environment: Environment, **_: Any) -> None:
-    """Write what was measured, for a program to read."""
-    options, total = _options(environment), environment.stats.total
+    """Write what was measured, for a program to read; a test in which nothing was answered has failed."""
+    options = _options(environment)
     if not options.summary or isinstance(environment.runner, WorkerRunner):
         return
+    if not isinstance(environment.runner, MasterRunner):
+        RECORD.add("local", RECORD.take())
+    scenario = _scenario(environment)
+    name = Path(options.scenario).stem if options.scenario else "locust"
+    try:
+        result = RECORD.result(scenario, name=name, machine=_MACHINE)
+    except Failure as error:
+        print(f"failed: {error}", file=sys.stderr)
+        environment.process_exit_code = 1
+        return
     summary = {
-        "note": CLOSED_NOTE,
+        "note": result.note,
         "protocol": "+".join(user.protocol for user in (GrpcUser, HttpUser) if user in environment.user_classes),
-        "users": options.num_users,
-        "requests": total.num_requests,
-        "failures": total.num_failures,
-        "requests_per_s": total.total_rps,
-        "texts_per_s": total.total_rps * options.texts_per_request,
-        "p50_ms": total.get_response_time_percentile(0.5),
-        "p95_ms": total.get_response_time_percentile(0.95),
-        "p99_ms": total.get_response_time_percentile(0.99),
-        "generator_cpu_share": max(_SHARES.values()) if _SHARES else _cpu_share(),
-        "errors": {f"{error.error}": error.occurrences for error in environment.stats.errors.values()},
+        "users": scenario.load.users,
+        "requests": result.requests,
+        "failures": sum(result.errors.values()),
+        "requests_per_s": result.requests_per_s.value,
+        "texts_per_s": result.texts_per_s,
+        **{f"p{percent}_ms": result.quantiles_ms[percent] for percent in ("50", "95", "99")},
+        "generator_cpu_share": result.generator_cpu_share,
+        "errors": result.errors,
+        "result": result.to_json(),
     }
     write_json(Path(options.summary), summary)
 
 
-def _cpu_share() -> float:
-    """Of one core, that this process used since the test began."""
-    wall, cpu = _CLOCK
-    return (time.process_time() - cpu) / max(time.monotonic() - wall, 1e-9)
+def _scenario(environment: Environment) -> Scenario:
+    """The one that is followed, or what Locust's own options amount to."""
+    options = _options(environment)
+    texts = Path(options.texts) if options.texts else None
+    if options.scenario:
+        scenario = read_scenario(Path(options.scenario), texts=texts)
+    else:
+        load, grouped = Load(kind="closed", users=1), options.texts_per_request
+        scenario = Scenario(texts=texts or Path(DEFAULT_TEXTS), load=load, texts_per_request=grouped, sample=max(2000, grouped))
+    if environment.shape_class is not None:
+        return scenario
+    load = Load(kind="closed", users=options.num_users or 1)
+    return dataclasses.replace(scenario, load=load, warmup_s=0, duration_s=max(RECORD.end - RECORD.begin, 1.0))
 
 
 def _options(environment: Environment) -> Any:
@@ -128,6 +159,7 @@ class ClassifierUser(User):
     abstract = True
     wait_time = constant(0)
     protocol: ClassVar[ProtocolName]
+    sample: ClassVar[list[str]] = []
     texts: ClassVar[Iterator[str]]
     classifier: Classifier
     features: int = 0
@@ -156,19 +188,26 @@ class ClassifierUser(User):
         beside = [[0.0] * self.features] * len(texts) if self.features else None
         failure: ClassifierError | None = None
         predictions: list[Prediction] = []
-        started = time.perf_counter()
+        sent, started = time.time(), time.perf_counter()
         try:
             predictions = self.classifier.classify(texts, features=beside)
         except ClassifierError as error:
             failure = error
+        except gevent.GreenletExit:
+            RECORD.note_cut(sent, time.perf_counter() - started)
+            raise
+        took_s = time.perf_counter() - started
+        RECORD.note(sent, took_s, release=predictions[0].release if predictions else "", error=failure)
         self.environment.events.request.fire(
             request_type=self.protocol,
             name="classify",
-            response_time=(time.perf_counter() - started) * 1000,
+            response_time=took_s * 1000,
             response_length=len(predictions),
             exception=failure,
             context={},
         )
+        if failure:
+            gevent.sleep(REFUSED_PAUSE_S)
 
 
 class GrpcUser(ClassifierUser):

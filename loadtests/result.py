@@ -86,6 +86,13 @@ class Result:
         """For `contract.files.write_json`, with what was refused and what was not met."""
         return dataclasses.asdict(self) | {"refusals": self.refusals}
 
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Result:
+        """What `to_json` gave, read again."""
+        estimates = {name: Estimate(**value[name]) for name in ("requests_per_s", "p99_ms")}
+        own = {name: value[name] for name in value if name != "refusals"}
+        return cls(**(own | estimates | {"ceiling": Ceiling(**value["ceiling"])}))
+
     @property
     def refusals(self) -> list[str]:
         """Why this result says nothing about the server; empty when it does."""

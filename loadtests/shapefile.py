@@ -11,14 +11,12 @@ from locust import LoadTestShape
 
 from pathlib import Path
 
+from loadtests.locust_record import CUT_S, RECORD
 from loadtests.scenario import Scenario, read_scenario
-
-REPORT_S = 3.0
-"""Workers tell the master their figures so often: what came in this long before a reset may be told after it."""
 
 
 class ScenarioShape(LoadTestShape):
-    """Follows `--scenario`; the figures of the warm-up are thrown away."""
+    """Follows `--scenario`: the warm-up, the measured window, and the window's last level until its requests are answered."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -32,9 +30,12 @@ class ScenarioShape(LoadTestShape):
         if self._scenario is None:
             self._scenario = read_scenario(Path(self.runner.environment.parsed_options.scenario))
         scenario = self._scenario
-        second = self.get_run_time() - scenario.warmup_s - REPORT_S  # type: ignore[no-untyped-call]
+        second = self.get_run_time() - scenario.warmup_s  # type: ignore[no-untyped-call]
         if not self._warm and second >= 0:
             self.runner.stats.reset_all()
+            RECORD.begin_window()
             self._warm = True
-        users = scenario.load.users_at(second, scenario.duration_s)
-        return None if users is None else (users, float(users))
+        if second >= scenario.duration_s + CUT_S:
+            return None
+        users = scenario.load.users_at(min(second, scenario.duration_s * (1 - 1e-9)), scenario.duration_s) or 1
+        return users, float(users)

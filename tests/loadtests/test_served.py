@@ -18,6 +18,7 @@ from loadtests.locust_run import LocustRun
 from loadtests.locust_run import main as locust_main
 from loadtests.measure import measure
 from loadtests.operator import Operator, read_operator
+from loadtests.readers.load import tables as load_tables
 from loadtests.scenario import Load, Scenario
 from loadtests.stages import StagesOptions
 from loadtests.stages import main as stages_main
@@ -112,27 +113,37 @@ def test_a_repository_that_is_not_served_has_no_operator(tmp_path: Path) -> None
         read_operator(tmp_path)
 
 
-def test_locust_runs_a_scenario_in_many_processes(
-    operator: Operator, scenario: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("loadtests.locust_run.MAX_CPU_SHARE", 2.0)  # how busy it is depends on the machine
-    lines = [f'texts = "{scenario.texts}"', "warmup_s = 0", "duration_s = 2", "[load]", 'kind = "closed"', "users = 4"]
+@pytest.fixture
+def _any_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How busy it is, and how much it does, depends on the machine."""
+    monkeypatch.setattr("loadtests.result.MAX_CPU_SHARE", 2.0)
+    monkeypatch.setattr("loadtests.result.MIN_REQUESTS", 5)
+
+
+@pytest.mark.usefixtures("_any_machine")
+def test_locust_runs_a_scenario_in_many_processes(operator: Operator, scenario: Scenario, tmp_path: Path) -> None:
+    lines = [f'texts = "{scenario.texts}"', "warmup_s = 2", "duration_s = 4", "[load]", 'kind = "closed"', "users = 4"]
     lines += ['shape = "step"', "[criteria]", "error_rate = 1.0"]
     (tmp_path / "step.toml").write_text("\n".join(lines), encoding="utf-8")
-    options = LocustRun(scenario=tmp_path / "step.toml", url=operator.grpc_url, workers=2, output=tmp_path / "locust.json")
+    options = LocustRun(scenario=tmp_path / "step.toml", url=operator.grpc_url, workers=2, output=tmp_path / "load-locust.json")
     locust_main(options)
-    summary = read_json(tmp_path / "locust.json")
-    assert (summary["unmet"], summary["workers"], summary["protocol"]) == ([], 2, "grpc")
-    assert summary["requests"] > 20 > summary["failures"]
-    assert 0 < summary["generator_cpu_share"] < 2
-    assert "hide queueing" in summary["note"]
+    found = read_json(tmp_path / "load-locust.json")
+    assert (found["unmet"], found["workers"], found["protocol"], found["name"]) == ([], 2, "grpc", "step")
+    assert found["requests"] > 20 and found["errors"] == {}
+    assert sum(second["good"] for second in found["timeline"]) == found["requests"] == sum(found["releases"].values())
+    assert len(found["timeline"]) == 4  # neither the warm-up, nor what was sent after the window
+    assert 0 < found["generator_cpu_share"] < 2
+    assert found["machine"]["versions"]["locust"] and "not measured" in found["ceiling"]["how"]
+    assert "hide queueing" in found["note"]
+    assert load_tables(tmp_path / "load-locust.json")["all"].count("step") == 1  # the report reads it
 
 
+@pytest.mark.usefixtures("_any_machine")
 def test_a_release_that_reads_numbers_too_is_loaded_with_zeros(
-    tabular_release: Path, tmp_path: Path, scenario: Scenario, monkeypatch: pytest.MonkeyPatch
+    tabular_release: Path, tmp_path: Path, scenario: Scenario
 ) -> None:
-    monkeypatch.setattr("loadtests.locust_run.MAX_CPU_SHARE", 2.0)
     lines = [f'texts = "{scenario.texts}"', "warmup_s = 0", "duration_s = 1", "[load]", 'kind = "closed"', "users = 2"]
+    lines += ['shape = "step"']
     (tmp_path / "users.toml").write_text("\n".join(lines), encoding="utf-8")
     with serving(deployed(tmp_path, tabular_release)) as state:
         result = measure(scenario, url=state.grpc_url, operator=None, name="tabular")
@@ -140,8 +151,8 @@ def test_a_release_that_reads_numbers_too_is_loaded_with_zeros(
             LocustRun(scenario=tmp_path / "users.toml", url=state.http_url, protocol="http", output=tmp_path / "l.json")
         )
     assert (result.requests, result.errors) == (100, {})
-    summary = read_json(tmp_path / "l.json")
-    assert summary["requests"] > 5 and summary["failures"] == 0
+    found = read_json(tmp_path / "l.json")
+    assert found["requests"] > 5 and found["errors"] == {}
 
 
 def test_a_slow_tokenizer_in_a_real_server_is_named(
