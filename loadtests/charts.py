@@ -18,6 +18,8 @@ LEFT, RIGHT, TOP, BOTTOM = 62, 16, 12, 42
 COLOURS = 10
 MARKERS = ("circle", "square", "diamond", "triangle", "cross")
 DASHES = ("", "6 3", "2 3", "8 3 2 3")
+NAMED_EVENTS = 8
+"""Up to so many have their names in the drawing; more would lie on each other, and say them when they are pointed at."""
 _NUMBERS = itertools.count(1)
 
 
@@ -96,7 +98,7 @@ def plot(chart: Plot) -> str:
     x = fitted(across, LEFT, WIDTH - RIGHT, log=chart.log_x, from_zero=chart.from_zero)
     heights = [y for _, y in points] + ([] if chart.goal is None else [chart.goal])
     y = fitted(heights, HEIGHT - BOTTOM, TOP, log=chart.log_y, from_zero=chart.from_zero)
-    drawn = [_event(event, x) for event in chart.events] + [_grid(x, y, chart)]
+    drawn = [_event(event, x) for event in chart.events] + _event_names(chart.events, x) + [_grid(x, y, chart)]
     if chart.goal is not None:
         drawn.append(_line((x.start, y.place(chart.goal)), (x.end, y.place(chart.goal)), "goal", f"goal {show(chart.goal)}"))
     drawn += [_series(series, number, x, y) for number, series in enumerate(chart.series)]
@@ -228,6 +230,16 @@ def _tick(x: float, floor: float, value: float, top: float) -> str:
 def _line(start: tuple[float, float], end: tuple[float, float], kind: str, tip: str) -> str:
     (x1, y1), (x2, y2) = start, end
     return f'<g><title>{escape(tip)}</title><line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/></g>'
+
+
+def _event_names(events: Sequence[Event], x: Axis) -> list[str]:
+    if len(events) > NAMED_EVENTS:
+        return []
+    places = [(x.place(event.start), event.name) for event in events]
+    return [
+        f'<text x="{place + 3:.1f}" y="{TOP + 10 + 13 * (number % 2)}">{escape(name)}</text>'
+        for number, (place, name) in enumerate(places)
+    ]
 
 
 def _event(event: Event, x: Axis) -> str:

@@ -61,6 +61,7 @@ def section(path: Path) -> Section:
         bars(Bars(f"Speed, batches of {size}", "texts/s, median and range", _speeds(engines), names=("ours", "others")))
         for size, engines in sizes
     ]
+    charts += [_latency(sizes, level) for level in ("p50", "p99")]
     charts += [_quality(size, engines, found.fields("accuracy")) for size, engines in sizes]
     if "bert_base" in found:
         shares = [
@@ -77,6 +78,23 @@ def _speeds(engines: Fields) -> list[Bar]:
         plain = spread_bar(name, engine.fields("samples_per_s"))
         rows.append(Bar(name, [("ours" if name.startswith(OURS) else "others", plain.parts[0][1])], plain.spread))
     return rows
+
+
+def _latency(sizes: list[tuple[str, Fields]], level: str) -> str:
+    """Each engine from its smallest batch to its largest: what a batch takes, and what that brings."""
+    series = []
+    for name, _ in sizes[0][1].every():
+        found = [(size, engines.fields(name)) for size, engines in sizes if name in engines]
+        points = [(each.fields("samples_per_s").number("median"), each.fields("batch_ms").number(level)) for _, each in found]
+        tips = [
+            f"batches of {size}: {rate:.1f} texts/s, {level} {ms:.1f} ms"
+            for (size, _), (rate, ms) in zip(found, points, strict=True)
+        ]
+        series.append(Series(name, points, tips))
+    batches = " and ".join(size for size, _ in sizes)
+    return plot(
+        Plot(f"Throughput against latency, batches of {batches}", "texts/s", f"{level} of a batch, ms", series, log_y=True)
+    )
 
 
 def _quality(size: str, engines: Fields, accuracy: Fields) -> str:

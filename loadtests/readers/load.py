@@ -8,6 +8,7 @@ from contract.command import UsageError
 from loadtests.charts import Bar, Bars, Plot, Series, bars, plot
 from loadtests.page import Section
 from loadtests.readers.fields import Fields, read_fields
+from loadtests.readers.histogram import histogram
 from loadtests.readers.markdown import markdown_table
 
 SCHEMA = 1
@@ -68,7 +69,10 @@ def section(paths: list[Path]) -> Section:
         )
         for found in results
     ]
-    charts = [plot(Plot("Latency histogram, cumulative", "ms", "% of requests within", distribution, log_x=True))]
+    charts = [
+        histogram("Latency histogram", [(found.text("name"), found.fields("quantiles_ms")) for found in results]),
+        plot(Plot("Latency, cumulative", "ms", "% of requests within", distribution, log_x=True)),
+    ]
     charts += [_timeline(found) for found in results if found.raw("timeline")]
     staged = [found for found in results if "stages" in found and "mean_ms" in found.fields("stages")]
     if staged:

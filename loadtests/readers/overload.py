@@ -8,6 +8,7 @@ from loadtests.charts import Plot, Series, plot
 from loadtests.page import Section
 from loadtests.readers.fields import Fields, read_fields
 from loadtests.readers.markdown import markdown_table
+from loadtests.readers.timeline import timeline_charts
 
 
 def tables(path: Path) -> dict[str, str]:
@@ -86,6 +87,7 @@ def section(path: Path) -> Section:
         charts.append(
             plot(Plot("How long a caller waits", "requests/s offered", "ms", waits, goal=found.number("objective_ms")))
         )
+    charts += timeline_charts(found, "Overload")
     return Section("Overload", words, charts, [("Overload", tables(path)["all"])])
 
 

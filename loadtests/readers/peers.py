@@ -9,6 +9,7 @@ from pathlib import Path
 from loadtests.charts import Bar, Bars, Plot, Series, bars, plot
 from loadtests.page import Section
 from loadtests.readers.fields import Fields, read_fields
+from loadtests.readers.histogram import histogram
 from loadtests.readers.markdown import markdown_table
 
 OURS = "ours"
@@ -182,7 +183,7 @@ def section(path: Path) -> Section:
         f"{UNSTEADY.strip()}: not steady; -: fewer than {MIN_ANSWERS} answers.",
         *(f"Not measured: {name}: {reason}" for name, reason in _failed(content)),
     ]
-    drawn = [_curves(found), _distributions(found), *_sizes(found), *_stages(found)] if found.names else []
+    drawn = [_curves(found), *_distributions(found), *_sizes(found), *_stages(found)] if found.names else []
     captions = {"goals": "Goals", "servers": "Servers, medians over the rounds", "open": "Open loop"}
     captions |= {"alone": "Ours, one request at a time", "versions": "Versions"}
     shown = [(captions[name], markdown) for name, markdown in tables(path).items()]
@@ -208,23 +209,20 @@ def _curves(found: Comparison) -> str:
     return plot(Plot("Throughput against latency, 1, 8, 32 and 64 in flight", "requests/s", "p99, ms", series, log_y=True))
 
 
-def _distributions(found: Comparison) -> str:
-    series = []
+def _distributions(found: Comparison) -> list[str]:
+    series, measured = [], []
     for name in found.names:
         quantiles = found.each(name)[-1].fields("open").fields("0.8")
         if "quantiles_ms" in quantiles:
             values = quantiles.fields("quantiles_ms")
+            measured.append((found.title(name), values))
             points = [(values.number(percent), float(percent)) for percent in PERCENTS[:-2]]
             series.append(Series(found.title(name), points, [f"{y:g} % within {x:.1f} ms" for x, y in points], marked=False))
-    return plot(
-        Plot(
-            "Latency histogram, cumulative: open loop at 80 % of each one's own peak",
-            "ms",
-            "% of requests within",
-            series,
-            log_x=True,
-        )
-    )
+    if not measured:
+        return []
+    load = "open loop at 80 % of each one's own peak"
+    cumulative = Plot(f"Latency, cumulative: {load}", "ms", "% of requests within", series, log_x=True)
+    return [histogram(f"Latency histogram: {load}", measured), plot(cumulative)]
 
 
 def _sizes(found: Comparison) -> list[str]:

@@ -8,6 +8,7 @@ from loadtests.charts import Bar, Bars, Plot, Series, bars, plot
 from loadtests.page import Section
 from loadtests.readers.fields import Fields, read_fields
 from loadtests.readers.markdown import markdown_table
+from loadtests.readers.timeline import timeline_charts
 
 WINDOWS = {"steady": "steady", "flip": "within a second of a flip", "loading": "while a release loads"}
 
@@ -40,6 +41,7 @@ def section(path: Path) -> Section:
     """Memory and latency along the swaps."""
     found = read_fields(path)
     charts = [
+        *timeline_charts(found, "Swaps under traffic"),
         _along(found, "pss_mb", "Memory along the swaps", "MB, proportional set size"),
         _along(found, "sequential_p50_ms", "One request in flight along the swaps", "p50, ms"),
     ]

@@ -196,6 +196,7 @@ def swap_file() -> dict[str, Any]:
         "pss_mb": [400 + 3 * math.sin(number) for number in range(10)],
         "sequential_p50_ms": [9 + math.cos(number) / 10 for number in range(10)],
         "restart_s": 3.5,
+        "timeline": timeline("promote"),
     }
 
 
@@ -222,8 +223,18 @@ def overload_file() -> dict[str, Any]:
                 "of_peak_per_core": good / 19.4,
             }
         )
-    facts = {"date": "2026-01-02", "cores": 2, "texts": 8, "tokens": 32, "objective_ms": 1500.0}
+    facts = {"date": "2026-01-02", "cores": 2, "texts": 8, "tokens": 32, "objective_ms": 1500.0, "timeline": timeline("load")}
     return facts | {"capacity_per_s": 20.0, "phases": phases}
+
+
+def timeline(event: str) -> list[dict[str, Any]]:
+    """Twenty seconds, in one of which nothing is answered; something happens every sixth."""
+    rows: list[dict[str, Any]] = []
+    for second in range(20):
+        latency = {"p50_ms": 20.0 + second % 3, "p99_ms": 50.0 + 5 * (second % 4)} if second != 7 else {}
+        happened = {"event": f"{event} {second // 6}"} if second % 6 == 2 else {}
+        rows.append({"t": second, "per_s": 30 if latency else 0, "failed": 0 if latency else 12} | latency | happened)
+    return rows
 
 
 def soak_file() -> dict[str, Any]:

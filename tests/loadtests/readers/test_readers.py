@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,11 @@ import pytest
 
 from contract.command import UsageError
 from contract.files import write_json
+from loadtests.charts import Plot
 from loadtests.page import cells_of
 from loadtests.readers import engines, flat, load, overload, paired, peers, search, swap
+from loadtests.readers.fields import Fields
+from loadtests.readers.histogram import histogram
 from loadtests.readers.markdown import markdown_table
 from loadtests.readers.registry import KINDS, kind_of, sections, tables_of
 from tests.loadtests import made
@@ -84,7 +88,7 @@ def test_a_lone_request_of_ours_is_split(tmp_path: Path) -> None:
 def test_the_peers_section_names_what_could_not_be_measured(tmp_path: Path) -> None:
     section = peers.section(written(tmp_path, "peers.json"))
     assert section.words[1] == "Not measured: broken: the server ended with code 139: ... Segmentation fault"
-    assert len(section.charts) == 6
+    assert len(section.charts) == 7
 
 
 def test_a_server_without_answers_under_a_load_has_dashes(tmp_path: Path) -> None:
@@ -139,9 +143,43 @@ def test_the_swap_table_counts_what_clients_noticed(tmp_path: Path) -> None:
 
 
 def test_swaps_without_latency_have_fewer_rows_and_charts(tmp_path: Path) -> None:
-    content = {key: value for key, value in made.swap_file().items() if "p99" not in key and "sequential" not in key}
+    left_out = ("p99", "sequential", "timeline")
+    content = {key: value for key, value in made.swap_file().items() if not any(part in key for part in left_out)}
     write_json(tmp_path / "chaos-swap.json", content | {"sequential_p50_ms": []})
     assert len(swap.section(tmp_path / "chaos-swap.json").charts) == 1
+
+
+@pytest.mark.parametrize(("name", "kind"), [("chaos-swap.json", swap), ("overload.json", overload)])
+def test_a_timeline_is_drawn_where_there_is_one(tmp_path: Path, name: str, kind: Any) -> None:
+    with_it = kind.section(written(tmp_path, name)).charts
+    without = kind.section(written(tmp_path, name, timeline=None)).charts
+    latency, answers = (chart for chart in with_it if "second by second" in chart)
+    assert len(with_it) == len(without) + 2
+    assert latency.count('class="event"') == answers.count('class="event"') == 3
+    assert ">promote 0<" in latency or ">load 0<" in latency  # the event's name stands beside its line
+    (p50,) = re.findall(r'data-series="0"><polyline class="line" points="([^"]+)"', latency)
+    assert len(p50.split()) == 19  # of 20 seconds: in one nothing was answered
+
+
+def test_a_histogram_holds_every_request_once(tmp_path: Path) -> None:
+    chart = load.section([written(tmp_path, "load-steady.json")]).charts[0]
+    assert "<title id" in chart and "Latency histogram" in chart
+    made_up = Fields(made.load_file("steady")["quantiles_ms"], "made")
+    drawn: list[Plot] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("loadtests.readers.histogram.plot", drawn.append)
+        histogram("Latency histogram", [("steady", made_up)])
+    shares = [up for _, up in drawn[0].series[0].points[::2]]
+    assert sum(shares) == pytest.approx(100)
+    times = [across for across, _ in drawn[0].series[0].points]
+    assert times == sorted(times) and times[0] == made_up.number("0") and times[-1] == pytest.approx(made_up.number("100"))
+
+
+def test_the_engines_are_drawn_from_their_small_batch_to_the_large_one(tmp_path: Path) -> None:
+    charts = engines.section(written(tmp_path, "engines.json")).charts
+    found = [chart for chart in charts if "Throughput against latency, batches of 1 and 32" in chart]
+    assert len(found) == 2
+    assert "batches of 32: 100.0 texts/s, p50 10.0 ms" in found[0] and "p99 12.0 ms" in found[1]
 
 
 def test_the_overload_table_has_a_line_for_each_phase(tmp_path: Path) -> None:
