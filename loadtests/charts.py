@@ -98,10 +98,11 @@ def plot(chart: Plot) -> str:
     x = fitted(across, LEFT, WIDTH - RIGHT, log=chart.log_x, from_zero=chart.from_zero)
     heights = [y for _, y in points] + ([] if chart.goal is None else [chart.goal])
     y = fitted(heights, HEIGHT - BOTTOM, TOP, log=chart.log_y, from_zero=chart.from_zero)
-    drawn = [_event(event, x) for event in chart.events] + _event_names(chart.events, x) + [_grid(x, y, chart)]
+    drawn = [_event(event, x) for event in chart.events] + [_grid(x, y, chart)]
     if chart.goal is not None:
         drawn.append(_line((x.start, y.place(chart.goal)), (x.end, y.place(chart.goal)), "goal", f"goal {show(chart.goal)}"))
     drawn += [_series(series, number, x, y) for number, series in enumerate(chart.series)]
+    drawn += _event_names(chart.events, x)
     names = [series.name for series in chart.series]
     said = f"{chart.y} against {chart.x}: {', '.join(names)}"
     return _figure(chart.title, said, names if len(names) > 1 else [], "\n".join(drawn), HEIGHT, marked=True)
@@ -110,11 +111,11 @@ def plot(chart: Plot) -> str:
 def bars(chart: Bars) -> str:
     """The chart as a figure. Raises ValueError without bars."""
     row, gap, top = 16, 22, 6
-    height = top + len(chart.bars) * (row + gap) + 34
+    height = top + len(chart.bars) * (row + gap) + 38
     ends = [sum(value for _, value in bar.parts) for bar in chart.bars] + [bar.spread[1] for bar in chart.bars if bar.spread]
     x = fitted([*ends, chart.goal] if chart.goal is not None else ends, 6, WIDTH - 64)
     names = list(chart.names) or list(dict.fromkeys(name for bar in chart.bars for name, _ in bar.parts))
-    floor = height - 32
+    floor = height - 36
     drawn = [_tick(x.place(value), floor, value, top) for value in x.ticks()]
     drawn.append(
         f'<text class="name" x="{(x.start + x.end) / 2:.0f}" y="{height - 4}" text-anchor="middle">{escape(chart.unit)}</text>'
@@ -237,7 +238,7 @@ def _event_names(events: Sequence[Event], x: Axis) -> list[str]:
         return []
     places = [(x.place(event.start), event.name) for event in events]
     return [
-        f'<text x="{place + 3:.1f}" y="{TOP + 10 + 13 * (number % 2)}">{escape(name)}</text>'
+        f'<text class="happened" x="{place + 3:.1f}" y="{TOP + 10 + 13 * (number % 2)}">{escape(name)}</text>'
         for number, (place, name) in enumerate(places)
     ]
 

@@ -93,7 +93,13 @@ def _latency(sizes: list[tuple[str, Fields]], level: str) -> str:
         series.append(Series(name, points, tips))
     batches = " and ".join(size for size, _ in sizes)
     return plot(
-        Plot(f"Throughput against latency, batches of {batches}", "texts/s", f"{level} of a batch, ms", series, log_y=True)
+        Plot(
+            f"Throughput against {level} latency, batches of {batches}",
+            "texts/s",
+            f"{level} of a batch, ms",
+            series,
+            log_y=True,
+        )
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import shutil
 import subprocess
@@ -65,11 +64,6 @@ class Page:
     async def scheme(self, name: str) -> None:
         """Prefer dark or light, as a system does."""
         await self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": name}])
-
-    async def shot(self, path: Path) -> None:
-        """Save a picture of the whole page."""
-        picture = await self.call("Page.captureScreenshot", captureBeyondViewport=True)
-        path.write_bytes(base64.b64decode(picture["data"]))
 
     def complaints(self) -> list[str]:
         """Errors and warnings of console and log, and exceptions."""

@@ -26,12 +26,15 @@ BOXES = """[...document.querySelectorAll('.chart > svg')].map(svg => {
 })"""
 
 
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report of made-up files of every kind, and of the repository's own demo."""
+@pytest.fixture(scope="module", params=["made up", "measured"])
+def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of made-up files of every kind and of the repository's own demo; and that of all its own measurements."""
+    output = tmp_path_factory.mktemp("report") / "deep" / "report.html"
+    if request.param == "measured":
+        report(Report(measurements=ROOT / "docs" / "measurements", output=output))
+        return output
     folder = made.make_measurements(tmp_path_factory.mktemp("measurements"))
     shutil.copy(ROOT / "docs" / "measurements" / "demo-docstrings.json", folder)
-    output = tmp_path_factory.mktemp("report") / "deep" / "report.html"
     report(Report(measurements=folder, output=output))
     return output
 
@@ -39,7 +42,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_says_what_is_missing_and_what_makes_it(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     lead = text[text.index("Not there: ") : text.index("</header>")]
-    assert "training.json (<code>make bench-train</code>)" in lead and "peers.json" not in lead
+    assert "peers.json" not in lead
+    present = 'id="training"' in text
+    assert ("training.json (<code>make bench-train</code>)" in lead) is not present
 
 
 def test_an_unknown_file_stops_it_and_nothing_is_written(tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_a_histogram_holds_every_request_once(tmp_path: Path) -> None:
 
 def test_the_engines_are_drawn_from_their_small_batch_to_the_large_one(tmp_path: Path) -> None:
     charts = engines.section(written(tmp_path, "engines.json")).charts
-    found = [chart for chart in charts if "Throughput against latency, batches of 1 and 32" in chart]
+    found = [chart for chart in charts if "latency, batches of 1 and 32</title>" in chart]
     assert len(found) == 2
     assert "batches of 32: 100.0 texts/s, p50 10.0 ms" in found[0] and "p99 12.0 ms" in found[1]
 
