@@ -104,7 +104,7 @@ class Result:
         if self.generator_cpu_share > MAX_CPU_SHARE:
             found.append(
                 f"the generator used {self.generator_cpu_share:.0%} of a core, allowed {MAX_CPU_SHARE:.0%}: "
-                "lower the load, or spread it over processes with python -m loadtests.locust_run"
+                "lower the load, or spread it over more processes: python -m loadtests.locust_run --workers"
             )
         limit = self.ceiling.requests_per_s
         if limit is not None and self.requests_per_s.value > MAX_OF_CEILING * limit:
