@@ -6,6 +6,8 @@ import asyncio
 import csv
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from clients.tokenizer_check import TokenizerCheck, check_tokenizer
 from clients.wire import ProtocolName
 from contract.command import Failure, UsageError
 from contract.release import read_manifest
+from contract.tensors import CANDIDATE, CLASSIFIER
 from serving.gate import Gate
 from serving.publish import publish
 from serving.repository import Repository
@@ -37,6 +40,7 @@ from tests.serving.faults import faulty, variant
 from training.checkpoint import heldout_rows, load_checkpoint
 from training.evaluation import compute_logits
 
+HEALTHCHECK = Path(__file__).parents[2] / "docker" / "healthcheck.py"
 NAMES = ["account_age_days", "tags", "reputation", "title_words", "body_words"]
 Rows = list[dict[str, Any]]
 
@@ -134,6 +138,25 @@ def test_numbers_stay_with_their_texts_when_requests_share_a_batch(
 def test_what_is_wrong_with_the_numbers_is_named(server: ServerState, protocol: ProtocolName, features: Any, said: str) -> None:
     with asked(server, protocol) as classifier, pytest.raises(BadRequest, match=re.escape(said)):
         classifier.classify(["a cat", "the old tree"], features=features)
+
+
+@pytest.mark.parametrize("model", [CLASSIFIER, CANDIDATE])
+def test_the_health_check_sends_the_numbers_that_the_release_reads(
+    server: ServerState, tabular_release: Path, model: str
+) -> None:
+    command = [
+        sys.executable,
+        "-I",
+        str(HEALTHCHECK),
+        "--url",
+        f"http://{server.http_url}",
+        "--model",
+        model,
+        "--timeout-s",
+        "60",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{read_manifest(tabular_release).release}\n", "")
 
 
 def test_one_text_is_classified_from_the_command_line(
