@@ -29,6 +29,7 @@ from contract.command import Failure, UsageError
 from contract.release import read_manifest
 from contract.tensors import CANDIDATE, CLASSIFIER
 from serving.gate import Gate
+from serving.probe import ask
 from serving.publish import publish
 from serving.repository import Repository
 from serving.shadow import Shadow, replayed
@@ -140,6 +141,11 @@ def test_what_is_wrong_with_the_numbers_is_named(server: ServerState, protocol: 
         classifier.classify(["a cat", "the old tree"], features=features)
 
 
+def failures(server: ServerState) -> list[str]:
+    lines = ask(server.metrics_url, "/metrics", None, 60.0).body.splitlines()
+    return [line for line in lines if line.startswith("nv_inference_request_failure")]
+
+
 @pytest.mark.parametrize("model", [CLASSIFIER, CANDIDATE])
 def test_the_health_check_sends_the_numbers_that_the_release_reads(
     server: ServerState, tabular_release: Path, model: str
@@ -155,8 +161,10 @@ def test_the_health_check_sends_the_numbers_that_the_release_reads(
         "--timeout-s",
         "60",
     ]
+    failed = failures(server)
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{read_manifest(tabular_release).release}\n", "")
+    assert failures(server) == failed  # what alerts watch
 
 
 def test_one_text_is_classified_from_the_command_line(
