@@ -26,7 +26,7 @@ import tyro
 
 from contract.command import Failure, UsageError, run_command, stop_on_signals
 from contract.repository import STARTING
-from contract.tensors import CLASSIFIER, ENSEMBLES, STEPS, TOKENIZER
+from contract.tensors import ENSEMBLES, STEPS, TOKENIZER
 from serving.events import EventLog, events_path
 from serving.launch import SHM_PREFIX_VARIABLE, find_installation, server_arguments
 from serving.process import ServerProcess
@@ -169,15 +169,15 @@ def _supervise(options: Serve, repository: Repository, started: Callable[[], Non
 
 def _starter(
     options: Serve, state: ServerState, ports: dict[str, int], workspace: Path, log: Path
-) -> Callable[[bool], ServerProcess]:
+) -> Callable[[], ServerProcess]:
     """What starts a server on these ports, again and again."""
     installation = find_installation(workspace)
     shm_prefix = f"bert_{os.getpid()}_"
 
-    def start(with_candidate: bool) -> ServerProcess:
+    def start() -> ServerProcess:
         arguments = server_arguments(
             repository=options.repository.resolve(),
-            models=ENSEMBLES if with_candidate else [CLASSIFIER],
+            models=ENSEMBLES,
             config_name="cpu" if options.engine == "cpu" else "",
             address=options.address,
             grpc_port=ports["grpc"],

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from typing import Any
 
-from contract.tensors import ATTENTION_MASK, CLASSIFIER, ENGINE, FEATURES, INPUT_IDS, TEXT, TOKENIZER
+from contract.tensors import ATTENTION_MASK, CANDIDATE, CLASSIFIER, ENGINE, FEATURES, INPUT_IDS, TEXT, TOKENIZER
 from serving.state import CONTROL_HEADER, ServerState
 
 PROBE_TEXT = "Which release is this?"
@@ -25,7 +25,7 @@ _TEXT_INPUT: list[dict[str, Any]] = [{"name": TEXT, "shape": [1, 1], "datatype":
 _IDS_INPUT: list[dict[str, Any]] = [
     {"name": name, "shape": [1, 1], "datatype": "INT32", "data": [1]} for name in (INPUT_IDS, ATTENTION_MASK)
 ]
-_INPUTS = {CLASSIFIER: _TEXT_INPUT, TOKENIZER: _TEXT_INPUT, ENGINE: _IDS_INPUT}
+_INPUTS = {CLASSIFIER: _TEXT_INPUT, CANDIDATE: _TEXT_INPUT, TOKENIZER: _TEXT_INPUT, ENGINE: _IDS_INPUT}
 
 
 @dataclass(frozen=True)

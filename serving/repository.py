@@ -222,6 +222,12 @@ class Repository:
             self.drop(broken, pinned)
         return broken
 
+    def offer_alone(self) -> None:
+        """Before a server starts: offer the version that serves alone."""
+        pinned = self.pinned()
+        if pinned is not None:
+            self.drop([version for version in self.offered() if version != pinned], pinned)
+
     def drop(self, versions: Sequence[int], serving: int) -> None:
         """Offer these versions no longer; a candidate among them is none any more, and `serving` takes its place."""
         self.offer([version for version in self.offered() if version not in versions])

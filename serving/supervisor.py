@@ -67,11 +67,11 @@ class Supervisor:
     """Serves `repository` until it is interrupted, or the server cannot be kept alive."""
 
     def __init__(
-        self, repository: Repository, state: ServerState, start: Callable[[bool], ServerProcess], limits: Limits, log: EventLog
+        self, repository: Repository, state: ServerState, start: Callable[[], ServerProcess], limits: Limits, log: EventLog
     ) -> None:
-        """`start` starts a server; told True, with the candidate of a canary when there is one."""
+        """`start` starts a server. The caller holds the repository until the first one answers."""
         self._repository, self._state, self._start, self._limits, self._log = repository, state, start, limits, log
-        self._ends, self._answered_at = 0, math.inf
+        self._ends, self._answered_at, self._announced = 0, math.inf, False
 
     def run(self, announce: Callable[[str], None]) -> None:
         """Serve; `announce` is called with the release when the first server answers.
@@ -93,24 +93,24 @@ class Supervisor:
     def _serve(self, announce: Callable[[str], None]) -> str:
         """Start one server and watch it; the reason why it is no more."""
         if self._ends:
-            self._offer_whole()
+            self._offer_less()
         started = time.monotonic()
-        candidate = self._ends == 0 or self._ends % 2 == 1  # one that cannot be loaded must not keep the release down
-        server = self._start(candidate)
-        self._log.write("server-started", pid=server.pid, candidate=candidate)
+        server = self._start()
+        self._log.write("server-started", pid=server.pid)
         drain = True
         try:
             release = wait_for_answer(server, self._state, self._limits.start_timeout_s)
             self._answered_at = time.monotonic()
             self._log.write("server-answers", release=release, after_s=round(time.monotonic() - started, 2))
-            if self._ends == 0:
+            if not self._announced:
                 self._state.write(self._repository.path)
                 announce(release)
+                self._announced = True
             with Watch(self._repository, self._state, server, self._limits, self._log) as watch:
                 reason = watch.run()
                 drain = watch.may_drain
         except Failure as failure:
-            if self._ends == 0:
+            if not self._announced and not self._others():
                 raise
             reason = str(failure)
         except KeyboardInterrupt:
@@ -124,16 +124,30 @@ class Supervisor:
         self._log.write("server-ended", code=server.code, reason=reason)
         return reason
 
-    def _offer_whole(self) -> None:
-        """Offer only whole versions to the next server, as before the first one; a publisher at work sees to that itself."""
+    def _offer_less(self) -> None:
+        """Offer the next server whole versions only; a publisher at work sees to that itself.
+
+        Where one has ended that did not serve for long, offer it the serving version alone: one version that the server cannot
+        load, though its files are whole, keeps the others of its step from loading.
+        """
         try:
-            with self._repository.locked():
+            with self._repository.locked() if self._announced else contextlib.nullcontext():
                 broken = self._repository.offer_whole()
+                others = self._others() if self._ends > 1 or not self._announced else []
+                if others:
+                    self._repository.offer_alone()
         except (Failure, UsageError, OSError) as error:
             self._log.write("versions-not-checked", error=str(error))
             return
-        for version in broken:
-            self._log.write("version-damaged", version=version)
+        for event, versions in (("version-damaged", broken), ("version-left-out", others)):
+            for version in versions:
+                self._log.write(event, version=version)
+
+    def _others(self) -> list[int]:
+        """What is offered beside the version that serves; none where that cannot be read."""
+        with contextlib.suppress(UsageError, OSError):
+            return [version for version in self._repository.offered() if version != self._repository.pinned()]
+        return []
 
 
 def wait_for_answer(server: ServerProcess, state: ServerState, timeout_s: float) -> str:

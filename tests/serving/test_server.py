@@ -18,13 +18,15 @@ from contract.command import Failure, UsageError
 from contract.files import read_json_lines
 from contract.release import read_manifest
 from contract.repository import STARTING
-from contract.tensors import ENGINE, TOKENIZER
+from contract.tensors import CANDIDATE, ENGINE, TOKENIZER
 from serving.__main__ import check_servable, claim_ports
+from serving.probe import OK, infer
 from serving.publish import publish
 from serving.state import STATE_FILE, ServerState, read_state
 from serving.stubs import ZOMBIE, child_pids, find_children, read_status
 from tests.served import deployed, serving, start, stop, wait_until_served
 from tests.serving.chaos_kill import ChaosKill, check, measure
+from tests.serving.faults import variant, vouch
 from tests.serving.processes import LIMIT_S, answers, leftovers, server_pid, wait_for
 from tests.serving.traffic import ANY
 
@@ -107,6 +109,36 @@ def test_a_killed_server_is_started_again_on_the_same_ports(tmp_path: Path, rele
         "server-started",
     ]
     assert told[-2:] == ["draining", "stopped"]
+
+
+def fails_when_told(release: Path, target: Path, flag: Path) -> Path:
+    """A release that is in order until the file `flag` exists; from then on its engine raises when a server loads it."""
+    variant(release, target, name="fails-when-told", shift=0.5)
+    model = target / ENGINE / "model.py"
+    told = f"os.path.exists({str(flag)!r}) and 'rehearsed' not in sys.argv[0]"
+    raising = f"\nimport os, sys\nif {told}:\n    raise ValueError('as told')\n"
+    model.write_text(model.read_text(encoding="utf-8") + raising, encoding="utf-8")
+    return vouch(target)
+
+
+@pytest.mark.parametrize("when", ["at the first start", "at a restart"])
+def test_a_candidate_that_loads_no_more_keeps_no_server_from_starting(tmp_path: Path, release: Path, when: str) -> None:
+    flag = tmp_path / "flag"
+    repository = deployed(tmp_path, release)
+    publish(fails_when_told(release, tmp_path / "fails", flag), repository, stage=True)
+    if when == "at the first start":
+        flag.touch()
+    with serving(repository) as state:
+        if not flag.exists():
+            assert (repository.offered(), repository.candidate()) == ([1, 2], 2)
+            flag.touch()
+            os.kill(server_pid(state) or 0, signal.SIGKILL)
+            wait_for(lambda: not answers(state), "the end of the server")
+        wait_for(lambda: answers(state), "an answer")
+        assert infer(state.http_url, CANDIDATE, None, LIMIT_S).status == OK
+        assert (repository.offered(), repository.candidate(), repository.versions()) == ([1], None, [1, 2])
+    told = list(read_json_lines(tmp_path / "model_repository.events.jsonl"))
+    assert [line["version"] for line in told if line["event"] == "version-left-out"] == [2]
 
 
 def test_one_of_two_instances_that_dies_is_replaced(tmp_path: Path, release: Path) -> None:

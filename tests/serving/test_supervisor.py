@@ -43,8 +43,7 @@ def test_a_first_server_that_does_not_come_up_is_a_failure_with_its_last_words(t
     log = tmp_path / "server.log"
     said = Installation(Path(sys.executable), ["-c", "print('failed to load: no such thing'); raise SystemExit(3)"])
 
-    def start(with_candidate: bool) -> ServerProcess:
-        assert with_candidate
+    def start() -> ServerProcess:
         return ServerProcess(said, [], log=log, shm_prefix="bert_test_none_", environment={})
 
     supervisor = Supervisor(Repository(tmp_path), STATE, start, LIMITS, EventLog(events_path(log)))
@@ -58,11 +57,11 @@ def test_another_server_is_offered_whole_versions_only(tmp_path: Path, release: 
     repository = deployed(tmp_path, release, second_release)
     (repository.path / ENGINE / "1" / "model.onnx").write_bytes(b"")
 
-    def start(with_candidate: bool) -> ServerProcess:
+    def start() -> ServerProcess:
         raise Failure(f"started with {repository.offered()}")
 
     supervisor = Supervisor(repository, STATE, start, LIMITS, EventLog(tmp_path / "events.jsonl"))
-    supervisor._ends = 1
+    supervisor._ends, supervisor._announced = 1, True
     with repository.locked(), pytest.raises(Failure, match=re.escape("started with [1, 2]")):  # a publisher is at work
         supervisor._serve(lambda release: None)
     with pytest.raises(Failure, match=re.escape("started with [2]")):
@@ -119,7 +118,7 @@ def test_a_config_with_a_mistake_changes_nothing_for_a_running_server(tmp_path: 
 
 def test_it_gives_up_after_so_many_ends_in_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = EventLog(tmp_path / "events.jsonl")
-    supervisor = Supervisor(Repository(tmp_path), STATE, lambda _: pytest.fail("not started"), LIMITS, log)
+    supervisor = Supervisor(Repository(tmp_path), STATE, lambda: pytest.fail("not started"), LIMITS, log)
     waited: list[float] = []
     monkeypatch.setattr("serving.supervisor.time.sleep", waited.append)
     monkeypatch.setattr(supervisor, "_serve", lambda announce: "it ended")
