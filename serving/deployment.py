@@ -7,6 +7,7 @@ ensembles have to answer a text under the release's name.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from clients import ClassifierError, RetryPolicy, connect
 from contract.command import Failure, UsageError
 from contract.tensors import CANDIDATE, CLASSIFIER, ENSEMBLES, STEPS
 from serving.control import ModelControl
+from serving.probe import OK, ask
 from serving.rehearsal import NICENESS
 from serving.repository import Repository
 from serving.state import STATE_FILE, ServerState, read_state
@@ -22,6 +24,9 @@ from serving.state import STATE_FILE, ServerState, read_state
 PROBE_TEXT = "Which release is this?"
 PATIENT = RetryPolicy(attempts=200, longest_wait_s=0.2, budget=1000, retry_rejected=True)
 """Of an operator's questions: that the server is overloaded says nothing about the release, and is when one rolls back."""
+RESTART_WAIT_S = 60.0
+"""How long a command waits for a server that is starting again."""
+HEALTH_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,21 @@ class Deployment:
                 "it with this repository, or leave --url out to change only the files"
             )
         return cls(repository, dataclasses.replace(state, http_url=url))
+
+    def is_up(self) -> bool:
+        """Whether the server answers at all; without one there is nothing to wait for."""
+        return self.state is None or ask(self.state.http_url, "/v2/health/live", None, HEALTH_TIMEOUT_S).status == OK
+
+    def wait_until_up(self) -> None:
+        """Wait for a server that is starting again. Raises `Failure` when it does not answer within `RESTART_WAIT_S`."""
+        deadline, told = time.monotonic() + RESTART_WAIT_S, False
+        while self.state is not None and not self.is_up():
+            if time.monotonic() > deadline:
+                raise Failure(f"the server at {self.state.http_url} does not answer within {RESTART_WAIT_S:g} s; see its log")
+            if not told:
+                print(f"the server at {self.state.http_url} does not answer; waiting until it is started again", flush=True)
+            told = True
+            time.sleep(0.1)
 
     def niceness(self) -> int:
         """Of a rehearsal: it gives way to the server where there is one."""

@@ -55,6 +55,7 @@ def publish(
         version = repository.next_version(version)
         log, deployment = ReleaseLog(repository.path), Deployment.find(repository, url)
         _check_new(manifest, repository, stage=stage)
+        deployment.wait_until_up()
         with _undone_on_failure(deployment, log, manifest.release, version):
             if repository.pinned() is None:
                 repository.take_features(len(manifest.features))

@@ -6,12 +6,13 @@ that cannot.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from contract.command import Failure, UsageError
 from contract.tensors import CANDIDATE
-from serving.deployment import Deployment
+from serving.deployment import RESTART_WAIT_S, Deployment
 from serving.rehearsal import rehearse
 from serving.release_log import ReleaseLog
 from serving.repository import Repository
@@ -50,17 +51,24 @@ def promote(
 def rollback(repository: Repository, *, url: str | None = None) -> int:
     """Move the traffic back to the version that served before, and return it; once more goes back further.
 
+    Where the server is down, perhaps because of the release that is left, the files change at once: its next start reads them.
+
     Raises:
         UsageError: none served before.
-        Failure: it does not answer; what serves now serves on.
+        Failure: it does not answer; what serves now serves on. Or the server did not come up to serve it yet.
     """
-    with _at_work(repository, url) as (deployment, log):
+    with _at_work(repository, url, wait=False) as (deployment, log):
         serving = repository.pinned()
         target = log.previous(serving)
         if serving is None or target is None or target not in repository.versions():
             raise UsageError(f"nothing served before version {serving}, so there is nothing to go back to")
-        with log.step("rollback", version=target, left=serving, release=repository.release(target)):
-            _serve(deployment, target)
+        with log.step("rollback", version=target, left=serving, release=repository.release(target)) as found:
+            found["served"] = served = _serve_at_last(deployment, target)
+    if not served:
+        raise Failure(
+            f"version {target} is what the server's next start serves, which did not come within {RESTART_WAIT_S:g} s; "
+            "its log says why it ends"
+        )
     return target
 
 
@@ -123,11 +131,13 @@ def retire(
 
 
 @contextmanager
-def _at_work(repository: Repository, url: str | None) -> Iterator[tuple[Deployment, ReleaseLog]]:
-    """Hold the repository; what the block has changed is put back when it fails."""
+def _at_work(repository: Repository, url: str | None, *, wait: bool = True) -> Iterator[tuple[Deployment, ReleaseLog]]:
+    """Hold the repository, and wait for a server that is down; what the block has changed is put back when it fails."""
     repository.check()
     with repository.locked():
         deployment, configs = Deployment.find(repository, url), repository.configs()
+        if wait:
+            deployment.wait_until_up()
         try:
             yield deployment, ReleaseLog(repository.path)
         except BaseException as error:
@@ -145,6 +155,26 @@ def _serve(deployment: Deployment, version: int) -> None:
         rehearse(repository, version, niceness=deployment.niceness())
         deployment.offer(sorted({*repository.offered(), version}))
     deployment.serve(version)
+
+
+def _serve_at_last(deployment: Deployment, version: int) -> bool:
+    """`_serve`; while the server is down on the disk alone, until it comes up. Whether it came."""
+    deadline, told = time.monotonic() + RESTART_WAIT_S, False
+    while True:
+        if deployment.is_up():
+            try:
+                _serve(deployment, version)
+                return True
+            except Failure:
+                if deployment.is_up():
+                    raise
+        if not told:
+            _serve(Deployment(deployment.repository, None), version)
+            print(f"the server is down; its next start serves version {version}; waiting for that", flush=True)
+            told = True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
 
 
 def _listed(versions: Sequence[int]) -> str:
