@@ -47,7 +47,8 @@ def publish(
 
     Raises:
         UsageError: the release folder is damaged, the repository is none, the number is an old one, or this release serves.
-        Failure: another publish is running, or the release does not pass; the old one serves on.
+        Failure: another publish is running, or the release does not pass; the old one serves on. Or too little traffic came to
+            shadow: then it is the candidate.
     """
     manifest = read_manifest(release)
     repository.check()
@@ -64,12 +65,15 @@ def publish(
             if placement := manifest.hardware.get("placement"):
                 repository.lay_out(placement["instances"], placement["threads"])
             _load_beside(deployment, version, log)
+            undecided = ""
             if deployment.state is not None:
-                _prove(deployment.state.http_url, version, gate=gate, shadow=shadow, log=log)
-            if not stage:
+                undecided = _prove(deployment.state.http_url, version, gate=gate, shadow=shadow, log=log)
+            if not stage and not undecided:
                 with log.step("promote", version=version, release=manifest.release):
                     deployment.serve(version)
         _forget_older(deployment, log)
+    if undecided and not stage:
+        raise Failure(f"version {version} stays the candidate, and the old release serves on: {undecided}")
     return version
 
 
@@ -127,8 +131,11 @@ def _load_beside(deployment: Deployment, version: int, log: ReleaseLog) -> None:
         deployment.point(CANDIDATE, version)
 
 
-def _prove(url: str, version: int, *, gate: Gate, shadow: Shadow | None, log: ReleaseLog) -> None:
-    """Ask the candidate on the running server, while every client's request goes to the release that serves."""
+def _prove(url: str, version: int, *, gate: Gate, shadow: Shadow | None, log: ReleaseLog) -> str:
+    """Ask the candidate on the running server, while every client's request goes to the release that serves.
+
+    Returns what is missing to know it good enough for the traffic; "" when nothing is.
+    """
     repository = Repository(log.repository)
     probes = repository.probes(version)
     with log.step("warm", version=version) as found:
@@ -139,9 +146,17 @@ def _prove(url: str, version: int, *, gate: Gate, shadow: Shadow | None, log: Re
         comparison = compare(url, [*probes.rows(), *gate.rows()])
         found.update(agreement=round(comparison.agreement, 4), slowdown=round(comparison.slowdown, 3))
         check_comparison(comparison, gate)
-    if shadow is not None:
-        with log.step("shadow", version=version) as found:
-            found.update(check_shadow(url, shadow))
+    if shadow is None:
+        return ""
+    with log.step("shadow", version=version) as found:
+        found.update(check_shadow(url, shadow))
+    if found["verdict"] == "good" or shadow.accept_undecided:
+        return ""
+    return (
+        f"{found['requests']} shadowed requests did not decide whether it is good; watch more with python -m serving.canary "
+        f"--requests {shadow.requests}, or promote {version} as it is; next time give a longer --shadow-seconds, a larger "
+        "--shadow-share or --accept-undecided"
+    )
 
 
 def _forget_older(deployment: Deployment, log: ReleaseLog) -> None:

@@ -63,6 +63,8 @@ class Publish(_Place):
     """How long the file is followed."""
     shadow_disagreement: float = 0.03
     """A release that disagrees with the serving one on this share of the shadowed texts is refused; a third of it is usual."""
+    accept_undecided: bool = False
+    """Promote it also when too few requests came to shadow to know whether it is good; else it stays the candidate."""
 
     def __post_init__(self) -> None:
         self.shadowed()
@@ -70,7 +72,13 @@ class Publish(_Place):
     def shadowed(self) -> Shadow | None:
         """The shadow options as one; None without --shadow."""
         limits = Limits(max_disagreement=self.shadow_disagreement, usual_disagreement=self.shadow_disagreement / 3)
-        shadow = Shadow(requests=self.shadow or Path(), share=self.shadow_share, seconds=self.shadow_seconds, limits=limits)
+        shadow = Shadow(
+            requests=self.shadow or Path(),
+            share=self.shadow_share,
+            seconds=self.shadow_seconds,
+            limits=limits,
+            accept_undecided=self.accept_undecided,
+        )
         return shadow if self.shadow else None
 
 

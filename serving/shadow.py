@@ -34,6 +34,8 @@ class Shadow:
     """How long the file is followed."""
     limits: Limits = field(default_factory=Limits)
     """What the new release may do."""
+    accept_undecided: bool = False
+    """Promote it also when so few requests came that nothing is known."""
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
@@ -95,7 +97,10 @@ def replayed(url: str, shadow: Shadow) -> Iterator[Outcome]:
 
 
 def check_shadow(url: str, shadow: Shadow) -> dict[str, object]:
-    """Replay and judge: the evidence. Raises `Failure` when the new release is found bad, or when there was no traffic."""
+    """Replay and judge: the evidence, whose verdict is good, or open when too few requests came.
+
+    Raises `Failure` when the new release is found bad, or when there was no traffic.
+    """
     test = CanaryTest(shadow.limits)
     for outcome in replayed(url, shadow):
         if test.add(outcome) != "open":

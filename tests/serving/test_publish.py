@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from serving.repository import Repository
 from serving.sequential import Limits
 from serving.shadow import Shadow
 from serving.state import ServerState
-from serving.switch import promote, retire, rollback
+from serving.switch import promote, retire, rollback, withdraw
 from tests.served import deployed, serving, wait_until
 from tests.serving.faults import faulty, variant, vouch
 from tests.serving.traffic import ANY, Traffic, known_answers
@@ -170,7 +171,7 @@ def test_a_release_that_does_not_pass_is_taken_out_while_the_old_one_serves_on(
 
 
 def test_a_shadow_of_live_traffic_lets_a_good_release_pass_and_finds_a_bad_one(clean: Site, tmp_path: Path) -> None:
-    texts = read_probes(clean.releases[0]).texts
+    texts, first = read_probes(clean.releases[0]).texts, read_manifest(clean.releases[0]).release
     requests = tmp_path / "requests.jsonl"
     write_json_lines(requests, [{"text": text, "key": str(number)} for number, text in enumerate(texts * 3)])
     shadow = Shadow(requests=requests, share=1.0, seconds=240)
@@ -181,6 +182,16 @@ def test_a_shadow_of_live_traffic_lets_a_good_release_pass_and_finds_a_bad_one(c
     empty.touch()
     with pytest.raises(Failure, match="no request came to shadow"):
         publish(clean.releases[2], clean.repository, gate=ANY, shadow=Shadow(requests=empty, seconds=0.1))
+    few = Shadow(requests=requests, share=0.5, seconds=3)
+    with pytest.raises(
+        Failure, match=r"version (\d+) stays the candidate, .*: \d+ shadowed requests did not decide .* promote \1 "
+    ):
+        publish(clean.releases[2], clean.repository, gate=ANY, shadow=few)
+    assert (clean.repository.pinned(), clean.answers_as(), clean.answers_as(CANDIDATE)) == (1, first, "third")
+    withdraw(clean.repository, {})
+    accepted = dataclasses.replace(few, accept_undecided=True)
+    assert publish(clean.releases[2], clean.repository, gate=ANY, shadow=accepted) == clean.repository.pinned()
+    rollback(clean.repository)
     quick = Limits(max_disagreement=0.5, usual_disagreement=0.1, max_error_rate=0.5, usual_error_rate=0.1, max_slowdown=1000)
     follow = Shadow(requests=requests, share=0.5, seconds=240, limits=quick)
     assert publish(clean.releases[2], clean.repository, gate=ANY, shadow=follow) > 1
