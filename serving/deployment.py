@@ -130,7 +130,7 @@ class Deployment:
         changed = configs != self.repository.configs()
         try:
             if changed:
-                self.repository.restore(configs)
+                self._restore(configs, version)
                 if (serving := self.repository.pinned()) is not None:
                     self._forget_deleted(serving)
                     self.load(*ENSEMBLES, *STEPS)
@@ -138,6 +138,16 @@ class Deployment:
         finally:
             if version is not None:
                 self.repository.remove_version(version)
+
+    def _restore(self, configs: dict[Path, bytes], version: int | None) -> None:
+        """Put configs back; where the disk is too full for that, make room by deleting `version` first."""
+        try:
+            self.repository.restore(configs)
+        except OSError:
+            if version is None:
+                raise
+            self.repository.remove_version(version)
+            self.repository.restore(configs)
 
     def undo_after(self, error: BaseException, configs: dict[Path, bytes], version: int | None) -> None:
         """`undo` because of `error`. A server that cannot be told is said beside the reason, not in its place."""

@@ -252,8 +252,8 @@ class Repository:
         return {path: path.read_bytes() for path in paths}
 
     def restore(self, configs: dict[Path, bytes]) -> None:
-        """Put configs back that were changed since."""
-        for path, text in configs.items():
+        """Put configs back that were changed since, those of the ensembles first: no step may lack what they are pinned to."""
+        for path, text in reversed(configs.items()):
             if path.read_bytes() != text:
                 replace_configs(self.path, {path: text})
 
