@@ -105,6 +105,24 @@ def test_over_the_proxy_no_other_call_of_grpc_is_served(proxied: Proxied, name: 
 
 
 @needs_nginx
+def test_over_grpc_alone_a_step_is_reached_by_its_name(proxied: Proxied) -> None:
+    with tritonclient.grpc.InferenceServerClient(proxied.grpc_url) as client:
+        ids, mask = (tritonclient.grpc.InferInput(name, [1, 4], "INT32") for name in ("input_ids", "attention_mask"))
+        for tensor in (ids, mask):
+            tensor.set_data_from_numpy(np.ones([1, 4], dtype=np.int32))
+        answer = client.infer("bert_engine", [ids, mask], client_timeout=60).get_response()
+    assert [output.name for output in answer.outputs] == ["logits"]  # docs/security.md says so, and what bounds it
+    body = json.dumps(
+        {
+            "inputs": [
+                {"name": name, "shape": [1, 1], "datatype": "INT32", "data": [1]} for name in ("input_ids", "attention_mask")
+            ]
+        }
+    )
+    assert post(proxied.http_url, body.encode(), "/v2/models/bert_engine/infer").status == 404
+
+
+@needs_nginx
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_clients_are_answered_over_the_proxy_as_by_the_server(proxied: Proxied, protocol: Any) -> None:
     texts = ["the cat runs", "a rose ünd mehr", "x" * 3000]
