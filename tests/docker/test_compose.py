@@ -74,6 +74,12 @@ def test_clients_reach_the_proxy_and_nothing_else() -> None:
     assert "ports" not in COMPOSE["services"]["server"]
 
 
+def test_the_proxy_is_started_again_with_the_server_whose_address_it_looks_up_once() -> None:
+    assert COMPOSE["services"]["nginx"]["depends_on"] == {"server": {"condition": "service_healthy", "restart": True}}
+    environments = {where: given["BERT_HTTP_UPSTREAM"] for where, given in ENVIRONMENTS.items()}
+    assert environments == {"compose": "server:8000", "Kubernetes": "127.0.0.1:8000"}  # in a pod there is nothing to look up
+
+
 def test_no_secret_is_in_a_file_of_ours() -> None:
     assert all(secret["file"].startswith("./secrets/") for secret in COMPOSE["secrets"].values())
     ignored = (DOCKER.parent / ".gitignore").read_text(encoding="utf-8").splitlines()
