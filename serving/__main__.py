@@ -33,6 +33,7 @@ from serving.process import ServerProcess
 from serving.releases import DEFAULT_REPOSITORY
 from serving.repository import Repository
 from serving.state import ServerState, read_state, remove_state
+from serving.stubs import read_start
 from serving.supervisor import Limits, Supervisor
 from serving.tls import GrpcTls
 from serving.tracing import Tracing
@@ -135,13 +136,15 @@ def _supervise(options: Serve, repository: Repository, started: Callable[[], Non
     ports = claim_ports(options.address, wanted)
     state = ServerState(
         pid=os.getpid(),
+        pid_started=read_start(os.getpid()) or 0,
         **{f"{name}_url": f"{options.address}:{port}" for name, port in ports.items()},
         control_token=secrets.token_hex(16),
         features=repository.features(),
     )
     stop_on_signals()
     log = options.log or options.repository.with_name(options.repository.name + ".log")
-    log.write_bytes(b"")
+    if log.is_file() and not log.is_symlink():  # as /dev/stdout is
+        log.replace(log.with_name(log.name + ".1"))  # it says why the last one ended
     events = EventLog(events_path(log))
     limits = Limits(
         start_timeout_s=options.start_timeout_s,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from contract.files import read_json, write_json
+from serving.stubs import read_start
 
 STATE_FILE = ".server.json"
 CONTROL_HEADER = "triton-control"
@@ -22,6 +23,8 @@ class ServerState:
 
     pid: int
     """Of the supervising `python -m serving`."""
+    pid_started: int = 0
+    """`serving.stubs.read_start` of it, as numbers are used again; 0: not known."""
     grpc_url: str
     http_url: str
     metrics_url: str
@@ -45,14 +48,18 @@ def read_state(repository: Path, *, elsewhere: bool = False) -> ServerState | No
     if not path.exists():
         return None
     state = ServerState(**read_json(path))
+    return state if elsewhere or _runs(state) else None
+
+
+def _runs(state: ServerState) -> bool:
+    """Whether the supervisor does, and its number is not that of a later process."""
     try:
-        if not elsewhere:
-            os.kill(state.pid, 0)
+        os.kill(state.pid, 0)
     except ProcessLookupError:
-        return None
+        return False
     except PermissionError:
-        return state  # another user's process: it runs
-    return state
+        pass  # another user's process
+    return state.pid_started == 0 or read_start(state.pid) in {None, state.pid_started}
 
 
 def remove_state(repository: Path) -> None:

@@ -73,6 +73,14 @@ def read_status(pid: int) -> tuple[str, float] | None:
     return fields[0], (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
 
 
+def read_start(pid: int) -> int | None:
+    """When a process began, in clock ticks since the machine did: with its number, who it is. None where that is not seen."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except OSError:
+        return None
+
+
 def child_pids(pid: int) -> list[int]:
     """The children of a process, whichever of its threads started them."""
     found: list[int] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import socket
@@ -23,7 +24,7 @@ from serving.__main__ import check_servable, claim_ports
 from serving.probe import OK, infer
 from serving.publish import publish
 from serving.state import STATE_FILE, ServerState, read_state
-from serving.stubs import ZOMBIE, child_pids, find_children, read_status
+from serving.stubs import ZOMBIE, child_pids, find_children, read_start, read_status
 from tests.served import deployed, serving, start, stop, wait_until_served
 from tests.serving.chaos_kill import ChaosKill, check, measure
 from tests.serving.faults import variant, vouch
@@ -86,6 +87,23 @@ def test_in_a_container_the_file_of_a_killed_server_bears_our_own_number(tmp_pat
     ServerState(pid=os.getppid(), control_token="x", **urls).write(repository.path)
     with pytest.raises(UsageError, match="is served already"):
         check_servable(repository)
+
+
+def test_a_file_whose_number_another_process_bears_now_stands_in_nobody_s_way(tmp_path: Path, release: Path) -> None:
+    repository = deployed(tmp_path, release)
+    urls: dict[str, Any] = {f"{name}_url": "127.0.0.1:9" for name in ("grpc", "http", "metrics")}
+    began = read_start(os.getppid())
+    assert began is not None
+    state = ServerState(pid=os.getppid(), pid_started=began, control_token="x", **urls)
+    state.write(repository.path)
+    assert read_state(repository.path) == state
+    dataclasses.replace(state, pid_started=began - 1).write(repository.path)
+    assert read_state(repository.path) is None
+    check_servable(repository)
+    (tmp_path / "model_repository.log").write_text("why the last one ended\n")
+    with serving(repository) as served:
+        assert served.pid_started == read_start(served.pid)
+    assert (tmp_path / "model_repository.log.1").read_text() == "why the last one ended\n"
 
 
 def test_a_killed_server_is_started_again_on_the_same_ports(tmp_path: Path, release: Path) -> None:
