@@ -32,8 +32,8 @@ EngineName = Literal["onnxruntime", "openvino", "torch", "tensorrt", "auto"]
 Precision = Literal["fp32", "bf16", "fp16", "int8", "fp8"]
 
 OPENVINO_LENGTH_STEP = 8
-"""Tokens by which OpenVINO's calls grow. It compiles kernels for each new shape, in 15 ms, and keeps them, 2 MiB; between two
-multiples of 8 it computes no faster."""
+"""Tokens by which OpenVINO's calls grow. It compiles kernels for each new shape, in 15 ms, and keeps them, 2 MiB. What is
+filled up is padding, and counted as such."""
 LONGEST_BATCH = 1024  # rows of a call that the exported torch program is told to expect at most
 
 

@@ -62,11 +62,12 @@ def row_runner(engine: Engine, *, features: int = 0) -> Callable[[Sequence[Int32
     return run
 
 
-def padding_share(batches: Sequence[Sequence[Int32]]) -> float:
-    """Share of the tokens computed for these batches of unpadded rows that is padding."""
+def padding_share(batches: Sequence[Sequence[Int32]], *, step: int = 1) -> float:
+    """Share of the tokens computed for these batches of unpadded rows that is padding, in calls that grow by `step` tokens."""
     computed = tokens = 0
     for rows in batches:
         lengths = [len(row) for row in rows]
         tokens += sum(lengths)
-        computed += sum(len(group) * lengths[group[-1]] for group in engine_module().group_rows(lengths))
+        filled = [-(-length // step) * step for length in lengths]
+        computed += sum(len(group) * filled[group[-1]] for group in engine_module().group_rows(filled))
     return 1 - tokens / computed

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from builders.bench import Bench, bench, measure_accuracy, time_engines
+from builders.bench import Bench, bench, measure_accuracy, padding_of, time_engines
 from builders.bench_report import OURS, PLAIN, REFERENCE, markdown, summarise
 from builders.ceilings import bert_operations
 from builders.rivals import make_rivals, pad_rows
@@ -200,6 +200,9 @@ def test_the_share_of_padding_is_that_of_the_tokens_computed() -> None:
     assert padding_share([rows(7), rows(9, 9)]) == 0
     assert padding_share([rows(8, 10)]) == pytest.approx(2 / 20)  # one call of two rows is cheaper than two calls
     assert padding_share([rows(8, 100)]) == 0  # two calls
+    assert padding_share([rows(7), rows(9, 9)], step=8) == pytest.approx(15 / 40)
+    found = padding_of([rows(4, 100), rows(8)])
+    assert found == pytest.approx({"plain": 96 / 208, "ours": 0, "openvino": 8 / 120})
 
 
 def test_rows_are_padded_on_the_right_to_the_longest() -> None:

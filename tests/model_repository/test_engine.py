@@ -133,7 +133,7 @@ def test_lengths_are_filled_up_to_the_step_but_never_beyond_what_the_model_reads
         return np.zeros((len(ids), 2), np.float32)
 
     ids, mask = padded([length, 1])
-    module.align_lengths(engine, 8, 20)(ids, mask)
+    module.Engine(engine, 8, 20)(ids, mask)
     for given, filled in zip((ids, mask), seen[0], strict=True):
         assert filled.shape == (2, columns)
         assert filled.dtype == np.int32
@@ -142,10 +142,24 @@ def test_lengths_are_filled_up_to_the_step_but_never_beyond_what_the_model_reads
 
 
 def test_a_row_without_a_token_keeps_its_length(module: Any) -> None:
-    shape = module.align_lengths(lambda ids, mask: np.array(ids.shape), 8, 20)
+    shape = module.Engine(lambda ids, mask: np.array(ids.shape), 8, 20)
     ids = np.ones((2, 5), np.int32)
     assert shape(ids, np.array([[1, 1, 1, 1, 1], [0, 0, 0, 0, 0]], np.int32)).tolist() == [2, 5]
     assert shape(ids, np.array([[1, 1, 1, 1, 1], [1, 0, 0, 0, 0]], np.int32)).tolist() == [2, 8]
+
+
+def test_what_fills_a_call_up_is_counted_as_padding(module: Any) -> None:
+    shapes: list[tuple[int, ...]] = []
+    told: list[dict[str, float]] = []
+
+    def call(ids: Array, mask: Array) -> Array:
+        shapes.append(ids.shape)
+        return np.zeros((len(ids), 2), np.float32)
+
+    rows = [np.ones(length, np.int32) for length in (5, 50, 7, 17)]
+    module.run_rows(module.Engine(call, 8, 60), rows, lambda **amounts: told.append(amounts))
+    assert shapes == [(2, 8), (1, 24), (1, 56)]
+    assert [(one["tokens"], one["padding_tokens"]) for one in told] == [(12, 4), (17, 7), (50, 6)]
 
 
 def test_filling_up_changes_no_logits(module: Any, tmp_path: Path, checkpoint: BertForSequenceClassification) -> None:
@@ -236,7 +250,7 @@ def test_a_failure_of_the_runtime_is_the_servers_and_its_neighbours_are_answered
 ) -> None:
     monkeypatch.setattr(module, "REPORT_S", 0.0)
     model = start_model(module, folder, cpu_engine_config(), threads="1")
-    model.engine = fail_on(CONFIG.vocab_size - 1, model.engine, [])
+    model.engine = model.engine._replace(call=fail_on(CONFIG.vocab_size - 1, model.engine.call, []))
     ids = np.array([[3, 4, 5]], np.int32)
     mask = np.ones_like(ids)
     good, failing = (ids, mask), (np.full_like(ids, CONFIG.vocab_size - 1), mask)
@@ -253,7 +267,7 @@ def test_a_failure_of_the_runtime_is_the_servers_and_its_neighbours_are_answered
 def test_bad_input_costs_its_neighbours_no_call(module: Any, folder: Path) -> None:
     model = start_model(module, folder, cpu_engine_config(), threads="1")
     calls: list[int] = []
-    model.engine = fail_on(-1, model.engine, calls)
+    model.engine = model.engine._replace(call=fail_on(-1, model.engine.call, calls))
     ask(model, [padded([4]), bad_id(), padded([4])])
     assert calls == [2]
 

@@ -13,18 +13,18 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
-CALL_TOKENS = 16  # what one more call costs, in tokens computed: less padding is worth a call only beyond that
+CALL_TOKENS = 15  # what one more call costs, in tokens: less padding is worth a call only beyond that, as two steps of 8 are
 MAX_TOKENS = 4096  # of a call: beyond this a larger batch is no faster and only holds more memory
 COUNTERS = {
     "bert_engine_rows_total": "Texts computed",
     "bert_engine_tokens_total": "Tokens computed, padding left out",
-    "bert_engine_padding_tokens_total": "Padding computed beside the tokens",
+    "bert_engine_padding_tokens_total": "Padding computed beside the tokens, what fills a call up to a step included",
     "bert_engine_calls_total": "Calls of the runtime",
     "bert_engine_seconds_total": "Seconds spent in the runtime",
     "bert_engine_refused_total": "Requests without an answer: bad input, or the runtime failed",
@@ -34,40 +34,43 @@ LOADING_S, LOADED_S = 30.0, 3.0  # that loading takes at most, and until what qu
 
 Int32 = npt.NDArray[np.int32]
 Float32 = npt.NDArray[np.float32]
-Engine = Callable[..., Float32]  # `INPUTS`, input_ids [B, T], attention_mask [B, T], perhaps features [B, F] -> logits [B, C]
+Call = Callable[..., Float32]  # `INPUTS`, input_ids [B, T], attention_mask [B, T], perhaps features [B, F] -> logits [B, C]
 Request = tuple[list[Int32], list[Float32]]  # its unpadded rows, and nothing or the features [B, F] beside them
 
 INPUTS = ("input_ids", "attention_mask", "features")  # the last where the model reads numbers beside the text
+
+
+class Engine(NamedTuple):
+    """A runtime, called with lengths that are multiples of `step`, or all `positions`: one may keep kernels for each shape."""
+
+    call: Call
+    step: int
+    positions: int
+
+    def fill(self, lengths: list[int]) -> list[int]:
+        """The lengths that are computed for rows of these."""
+        return [min(-(-length // self.step) * self.step, self.positions) for length in lengths]
+
+    def __call__(self, ids: Int32, mask: Int32, *beside: Any) -> Float32:
+        """Fill up and call. A row without a token, which no client may send, keeps its length: its logits depend on it."""
+        rows, length = ids.shape
+        (columns,) = self.fill([length])
+        if columns > length and mask[:, 0].all():
+            filled = np.zeros((2, rows, columns), dtype=np.int32)
+            filled[0, :, :length], filled[1, :, :length] = ids, mask
+            ids, mask = filled
+        return self.call(ids, mask, *beside)
 
 
 def open_engine(folder: Path, threads: int = 0) -> tuple[Engine, dict[str, Any]]:
     """The engine of a version folder and its `engine.json`; 0 threads are those of engine.json, there 0 means every core."""
     settings: dict[str, Any] = json.loads((folder / "engine.json").read_text(encoding="utf-8"))
     opener = {"onnxruntime": open_onnxruntime, "openvino": open_openvino, "torch": open_torch}[settings["kind"]]
-    engine = opener(folder, settings, threads or settings["threads"] or len(os.sched_getaffinity(0)))
-    return align_lengths(engine, settings.get("length_step", 1), settings["positions"]), settings
+    call = opener(folder, settings, threads or settings["threads"] or len(os.sched_getaffinity(0)))
+    return Engine(call, settings.get("length_step", 1), settings["positions"]), settings
 
 
-def align_lengths(engine: Engine, step: int, positions: int) -> Engine:
-    """`engine` on lengths that are multiples of `step`, or all `positions`, for a runtime that keeps kernels for each shape.
-
-    Kernels work in such steps anyway: what is filled up costs them no time, and is not counted as padding. A row without a
-    token, which no client may send, keeps its length: its logits depend on it.
-    """
-
-    def aligned(ids: Int32, mask: Int32, *beside: Any) -> Float32:
-        rows, length = ids.shape
-        columns = min(-(-length // step) * step, positions)
-        if columns > length and mask[:, 0].all():
-            filled = np.zeros((2, rows, columns), dtype=np.int32)
-            filled[0, :, :length], filled[1, :, :length] = ids, mask
-            ids, mask = filled
-        return engine(ids, mask, *beside)
-
-    return aligned if step > 1 else engine
-
-
-def open_onnxruntime(folder: Path, settings: dict[str, Any], threads: int) -> Engine:
+def open_onnxruntime(folder: Path, settings: dict[str, Any], threads: int) -> Call:
     """`model.onnx` in ONNX Runtime."""
     import onnxruntime
 
@@ -79,7 +82,7 @@ def open_onnxruntime(folder: Path, settings: dict[str, Any], threads: int) -> En
     return lambda *given: session.run(["logits"], dict(zip(INPUTS, given, strict=False)))[0]
 
 
-def open_openvino(folder: Path, settings: dict[str, Any], threads: int) -> Engine:
+def open_openvino(folder: Path, settings: dict[str, Any], threads: int) -> Call:
     """`model.xml` in OpenVINO; its threads sleep between requests, and are not bound to cores that the server needs."""
     import openvino
 
@@ -91,14 +94,14 @@ def open_openvino(folder: Path, settings: dict[str, Any], threads: int) -> Engin
     options |= {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
     request = core.compile_model(folder / "model.xml", "CPU", options).create_infer_request()
 
-    def engine(*given: Int32 | Float32) -> Float32:
+    def call(*given: Int32 | Float32) -> Float32:
         request.infer(dict(zip(INPUTS, given, strict=False)), share_inputs=True)
         return request.get_output_tensor().data.copy()  # type: ignore[no-any-return]
 
-    return engine
+    return call
 
 
-def open_torch(folder: Path, settings: dict[str, Any], threads: int) -> Engine:
+def open_torch(folder: Path, settings: dict[str, Any], threads: int) -> Call:
     """The exported program `model.pt2` in PyTorch, on a GPU where there is one."""
     import torch
 
@@ -107,11 +110,11 @@ def open_torch(folder: Path, settings: dict[str, Any], threads: int) -> Engine:
     program = read_program(folder, device)
 
     @torch.inference_mode()
-    def engine(*given: Int32 | Float32) -> Float32:
+    def call(*given: Int32 | Float32) -> Float32:
         logits = program(**{name: torch.from_numpy(one).to(device) for name, one in zip(INPUTS, given, strict=False)})
         return logits.float().cpu().numpy()  # type: ignore[no-any-return]
 
-    return engine
+    return call
 
 
 def read_program(folder: Path, device: str) -> Any:
@@ -125,7 +128,8 @@ def read_program(folder: Path, device: str) -> Any:
 def group_rows(lengths: list[int]) -> list[list[int]]:
     """The rows by rising length, cut into the groups of least tokens computed + `CALL_TOKENS` a group (dynamic programming).
 
-    A group computes rows x longest tokens, at most `MAX_TOKENS` unless it is one row.
+    The lengths are those that are computed, steps included. A group computes rows x longest tokens, at most `MAX_TOKENS`
+    unless it is one row.
     """
     if len(lengths) < 2:
         return [[0]][: len(lengths)]
@@ -176,11 +180,11 @@ def check_rows(rows: list[Int32], vocabulary: int, positions: int) -> None:
 def run_rows(
     engine: Engine, rows: list[Int32], count: Callable[..., None] = lambda **_: None, beside: Sequence[Float32] = ()
 ) -> list[Float32]:
-    """Unpadded rows -> the logits [C] of each, in order; `count` is told what every call computed.
+    """Unpadded rows -> the logits [C] of each, in order; `count` is told what every call computed, all padding included.
 
     `beside` has nothing, or the features of all rows, which follow their rows into the groups.
     """
-    lengths = [len(row) for row in rows]
+    lengths = engine.fill([len(row) for row in rows])
     logits: list[Float32] = [np.empty(0, np.float32)] * len(rows)
     for group in group_rows(lengths):
         ids, mask = pack_group([rows[row] for row in group], lengths[group[-1]])
