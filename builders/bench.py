@@ -5,7 +5,8 @@
 
 The texts are held-out ones, with their real lengths, one at a time and 32 at a time; the last, smaller batch counts. Everything
 is timed once per round, in turn, so that a busy moment of the machine hits all; medians are over the rounds. The machine's
-ceilings, large matrix products in fp32, bf16 and int8, are measured in every round too. Read the ratios.
+ceilings, large matrix products in fp32, bf16 and int8 by the runtime that is best at each, are measured in every round too.
+Read the ratios.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def time_engines(
     clock: Callable[[], float] = time.perf_counter,
     settle_s: float = SETTLE_S,
 ) -> tuple[Samples, dict[str, list[float]]]:
-    """(samples, GFLOP/s of each ceiling in each round). One round more comes first and is not counted."""
+    """(samples, GFLOP/s of each runtime's product in each round). One round more comes first and is not counted."""
     samples: Samples = {str(size): {name: [] for name in engines} for size in BATCH_SIZES}
     products = ceiling_calls()
     ceilings: dict[str, list[float]] = {name: [] for name in products}

@@ -12,7 +12,7 @@ import pytest
 
 from builders.bench import Bench, bench, measure_accuracy, padding_of, time_engines
 from builders.bench_report import OURS, PLAIN, REFERENCE, markdown, summarise
-from builders.ceilings import bert_operations
+from builders.ceilings import bert_operations, ceiling_calls
 from builders.rivals import make_rivals, pad_rows
 from builders.served import padding_share
 from contract.command import UsageError
@@ -31,7 +31,12 @@ SAMPLES = {
     }
 }
 BASE = {"batch": 8, "tokens": 128, "gigaoperations": 100.0, "ms": {f"{OURS}openvino int8": [100.0, 200.0, 300.0]}}
-CEILINGS = {"fp32": [500.0], "bf16": [900.0], "int8": [1000.0, 2000.0, 900.0]}
+CEILINGS = {
+    "fp32 torch": [500.0],
+    "bf16 torch": [900.0],
+    "int8 onnxruntime": [800.0, 700.0, 3000.0],
+    "int8 openvino": [1000.0, 2000.0, 900.0],
+}
 
 
 def measured() -> dict[str, Any]:
@@ -75,8 +80,16 @@ def test_the_table_says_all_of_it() -> None:
     assert "2 held-out texts of sentences, 10 to 20 tokens, mean 15; 3 rounds in turn" in said
     assert f"| {OURS}openvino int8 | 20.0 (20.0 to 20.0) | 300 | 50.0 / 50.0 / 50.0 | 10.00x | 50.00% | 1.00% |" in said
     assert f"{OURS}openvino int8 is 10.00x transformers fp32 and 3.00x {PLAIN}openvino; padding is 1.0% of the tokens" in said
-    assert "Ceilings of the same run, GFLOP/s: fp32 500, bf16 900, int8 1000." in said
+    assert "Ceilings of the same run, GFLOP/s: fp32 500 by torch, bf16 900 by torch, int8 1000 by openvino." in said
     assert "openvino int8 500 GFLOP/s (50% of its ceiling)" in said
+
+
+def test_every_runtime_is_asked_for_the_products_that_its_engines_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builders.ceilings.SIZE", 64)
+    calls = ceiling_calls()
+    assert {"fp32 torch", "fp32 onnxruntime", "fp32 openvino", "int8 onnxruntime", "int8 openvino", "bf16 torch"} <= set(calls)
+    for call in calls.values():
+        call()
 
 
 def test_a_run_without_berts_base_shape_is_shown_without_it() -> None:
@@ -94,13 +107,13 @@ def test_the_operations_of_a_bert_are_those_of_its_products() -> None:
 
 
 def test_every_engine_is_timed_once_a_round_batch_by_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("builders.bench.ceiling_calls", lambda: {"fp32": lambda: None})
+    monkeypatch.setattr("builders.bench.ceiling_calls", lambda: {"fp32 torch": lambda: None})
     ticks = itertools.count()
     rows = [np.zeros(3, np.int32)] * 33
     samples, ceilings = time_engines({"a": lambda rows: []}, rows, rounds=3, clock=lambda: float(next(ticks)), settle_s=0)
     assert samples["1"]["a"] == [[1.0] * 33] * 3
     assert samples["32"]["a"] == [[1.0, 1.0]] * 3
-    assert len(ceilings["fp32"]) == 3
+    assert len(ceilings["fp32 torch"]) == 3
 
 
 def test_accuracy_counts_right_answers_and_those_unlike_the_first_engines() -> None:

@@ -155,6 +155,12 @@ def engines_file() -> dict[str, Any]:
         "machine": {"cpu": "Made Up 9000", "threads": 2},
         "engines": {"1": alone, "32": engines},
         "accuracy": {name: {"accuracy": accuracy, "flips": flips} for name, (accuracy, flips) in accuracies},
+        "goals": {
+            "32": {"best": "ours: openvino int8", "over_transformers_fp32": 6.5, "best_plain": "plain openvino"}
+            | {"over_best_plain": 2.5}
+        },
+        "padding": {"32": {"plain": 0.4, "ours": 0.015, "openvino": 0.025}},
+        "ceilings_gflops": {"int8": {"median": 1430.0, "min": 1400.0, "max": 1500.0, "runtime": "openvino"}},
         "bert_base": {"batch": 8, "tokens": 128, "gigaoperations": 180.0, "engines": share},
     }
 

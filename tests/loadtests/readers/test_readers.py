@@ -198,7 +198,7 @@ def test_scalars_of_a_flat_file_are_rows_and_series_are_charts(tmp_path: Path) -
 
 def test_the_engines_tables_have_a_line_for_each_engine(tmp_path: Path) -> None:
     found = engines.tables(written(tmp_path, "engines.json"))
-    assert list(found) == ["1", "32"]
+    assert list(found) == ["1", "32", "ceilings", "goals"]
     assert rows(found["32"])[1] == [
         "ours: onnxruntime int8",
         "100.0 (90.0 to 110.0)",
@@ -208,6 +208,24 @@ def test_the_engines_tables_have_a_line_for_each_engine(tmp_path: Path) -> None:
         "78.50%",
         "0.40%",
     ]
+
+
+def test_the_engines_goals_and_ceilings_are_tables_of_files_with_the_runtime_and_without(tmp_path: Path) -> None:
+    found = engines.tables(written(tmp_path, "engines.json"))
+    assert rows(found["ceilings"])[1] == ["ours: onnxruntime int8", "1000", "1430", "openvino", "70%"]
+    measured = {row[0]: row[3] for row in rows(found["goals"])[1:]}
+    assert measured == {
+        "over transformers fp32, batch 32": "6.50x",
+        "over plain openvino, batch 32": "2.50x",
+        "padding, batch 32": "2.5%",
+        "of the int8 or bf16 ceiling, BERT-base": "70%",
+    }
+    older = made.engines_file()
+    del older["ceilings_gflops"]["int8"]["runtime"], older["padding"]["32"]["openvino"]
+    write_json(tmp_path / "engines.json", older)
+    found = engines.tables(tmp_path / "engines.json")
+    assert rows(found["ceilings"])[1][3] == "-"
+    assert "1.5%, steps not counted" in found["goals"]
 
 
 def test_the_precision_table_says_what_int8_costs(tmp_path: Path) -> None:
