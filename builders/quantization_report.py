@@ -15,7 +15,7 @@ from builders.parity import BOUNDS, Float32, margins
 from contract.files import new_folder, write_bytes, write_json
 from training.trained_int8 import TrainedInt8
 
-HEAD = "| {} | mean logit error | labels that differ | accuracy, points ± noise | McNemar p |\n|---|---|---|---|---|"
+HEAD = "| {} | mean logit error ± noise | labels that differ | accuracy, points ± noise | McNemar p |\n|---|---|---|---|---|"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,8 @@ class Setting:
     name: str
     error: float
     """Mean absolute difference of the logits from fp32's."""
+    error_noise: float
+    """Standard error of that mean over the texts."""
     flips: float
     """Share of texts whose label is another one than fp32's, ties aside."""
     accuracy: Accuracy | None
@@ -37,10 +39,11 @@ class Setting:
 
     def cells(self) -> str:
         """Of a Markdown table."""
+        error = f"{self.error:.4g} ± {self.error_noise:.1g}"
         if self.accuracy is None:
-            return f"{self.name} | {self.error:.4g} | {self.flips:.2%} | - | -"
+            return f"{self.name} | {error} | {self.flips:.2%} | - | -"
         change = 100 * (self.accuracy.engine - self.accuracy.checkpoint)
-        return f"{self.name} | {self.error:.4g} | {self.flips:.2%} | {change:+.2f} ± {100 * self.accuracy.noise:.2f} | " + (
+        return f"{self.name} | {error} | {self.flips:.2%} | {change:+.2f} ± {100 * self.accuracy.noise:.2f} | " + (
             f"{self.accuracy.p_value:.2g}"
         )
 
@@ -48,9 +51,11 @@ class Setting:
 def judge_logits(name: str, ours: Float32, fp32: Float32, labels: Sequence[int]) -> Setting:
     """Logits [R, C] of a quantised graph beside fp32's; `labels` may be empty."""
     differs = (ours.argmax(1) != fp32.argmax(1)) & (margins(fp32) > BOUNDS["int8"].tie)
+    errors = np.abs(ours - fp32).mean(1)
     return Setting(
         name=name,
-        error=float(np.abs(ours - fp32).mean()),
+        error=float(errors.mean()),
+        error_noise=float(errors.std() / len(errors) ** 0.5),
         flips=float(differs.mean()),
         accuracy=compare_accuracy(ours, fp32, labels) if labels else None,
     )
@@ -68,16 +73,20 @@ class QuantizationReport:
     """Everything quantised, by the percentile of the ranges."""
     chosen: str
     """The percentile that was taken."""
-    sensitivity: dict[str, float]
-    """Mean error of the logits with one product quantised, by its exact node name; empty where it was not measured."""
-    operators: dict[str, float]
+    sensitivity: dict[str, Setting]
+    """One product quantised, by its exact node name; empty where it was not measured. On fewer texts than the sweep."""
+    operators: dict[str, Setting]
     """The same with one operator quantised in every layer."""
+    layers: dict[str, Setting]
+    """The same with every product of one layer quantised."""
+    sensitivity_texts: int
+    """Texts of the validation part on which these three are measured."""
     steps: list[Setting]
     """The greedy exclusion: everything, then without the most sensitive product, and so on; the last one is the engine."""
 
     def markdown(self) -> str:
         """Tables for people."""
-        most = sorted(self.sensitivity, key=self.sensitivity.__getitem__, reverse=True)[:10]
+        most = sorted(self.sensitivity.values(), key=lambda setting: setting.error, reverse=True)[:10]
         lines = [
             f"int8, calibrated on {self.calibration_texts} texts of {self.calibration}, "
             f"judged on {self.validation_texts} of the validation part",
@@ -91,14 +100,14 @@ class QuantizationReport:
             *(f"| {setting.cells()} |" for setting in self.steps),
         ]
         if most:
-            lines += [
-                "",
-                "| operator quantised alone, all layers | mean logit error |\n|---|---|",
-                *(f"| {name} | {error:.4g} |" for name, error in self.operators.items()),
-                "",
-                "| most sensitive products | mean logit error |\n|---|---|",
-                *(f"| {name} | {self.sensitivity[name]:.4g} |" for name in most),
-            ]
+            lines += ["", f"Sensitivity, on {self.sensitivity_texts} of these texts:"]
+        for title, settings in (
+            ("operator alone, all layers", self.operators.values()),
+            ("layer alone, all its products", self.layers.values()),
+            ("most sensitive products, each alone", most),
+        ):
+            if settings:
+                lines += ["", HEAD.format(title), *(f"| {setting.cells()} |" for setting in settings)]
         return "\n".join(lines)
 
     def picture(self, path: Path) -> None:
@@ -108,8 +117,8 @@ class QuantizationReport:
         places = [name.removeprefix("bert.encoder.layer.").removesuffix(".matmul").split(".", 1) for name in self.sensitivity]
         operators = list(dict.fromkeys(operator for _, operator in places))
         errors = np.zeros((1 + max(int(layer) for layer, _ in places), len(operators)))
-        for (layer, operator), error in zip(places, self.sensitivity.values(), strict=True):
-            errors[int(layer), operators.index(operator)] = error
+        for (layer, operator), setting in zip(places, self.sensitivity.values(), strict=True):
+            errors[int(layer), operators.index(operator)] = setting.error
         figure = Figure(figsize=(7, 1.5 + 0.4 * len(errors)), layout="constrained")
         axes = figure.subplots()
         image = axes.imshow(errors, cmap="viridis", aspect="auto")

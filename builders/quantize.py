@@ -5,7 +5,7 @@ them than the accuracy bears.
 2. A sweep over percentiles of those ranges, everything quantised, on the validation part: of those that pass the accuracy gate
    the least error of the logits wins, and of those as good as equal the widest ranges.
 3. While the gate does not hold, the most sensitive product that is left goes back to fp32.
-   `builders.sensitivity` measures that, of each product and of each operator over all layers; otherwise only for the report.
+   `builders.sensitivity` measures that, of each product, operator and layer; otherwise only for the report.
 
 Q/DQ nodes are inserted by onnxruntime's quantizer, by exact node name. Weights are symmetric, a scale per output channel, and
 use 7 bits: with 8, the int8 products of processors without VNNI saturate. Activations are 8 bits with a zero point, where
@@ -38,15 +38,15 @@ from builders.onnx_export import build_onnx
 from builders.parity import Float32, TextBatch, feed_of, text_batches
 from builders.quantization_report import QuantizationReport, Setting, judge_logits
 from builders.ranges import observe_ranges, product_inputs
-from builders.sensitivity import measure_sensitivity
+from builders.sensitivity import Sensitivity, measure_sensitivity
 from contract.command import Failure, UsageError
 from contract.tensors import LOGITS
 from training.batches import Encoded
 from training.bert import BertForSequenceClassification
 from training.ranges import PERCENTILES, Ranges, widest_of_the_best
 
-SENSITIVITY_ROWS = 64
-"""Validation texts on which single products are compared: mean errors of logits need few."""
+SENSITIVITY_ROWS = 256
+"""Validation texts on which single products are compared: minutes for MiniLM, and the report says how much is noise."""
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,14 @@ def quantise_model(
     chosen = passing[widest_of_the_best({name: setting.error for name, setting in passing.items()})]
     best = ranges[chosen.name]
     quantised, steps = insert_qdq(graph, best, names), [dataclasses.replace(chosen, name="all products")]
-    layers: dict[str, float] = {}
-    operators: dict[str, float] = {}
+    found = Sensitivity(products={}, operators={}, layers={})
+    few = calibration.encode_validation(tokenizer, SENSITIVITY_ROWS)
     if explain or not chosen.passes:
-        few = text_batches(calibration.encode_validation(tokenizer, SENSITIVITY_ROWS), padding)
-        layers, operators = measure_sensitivity(graph, lambda part, of: insert_qdq(part, best, of), few)
+        batches = text_batches(few, padding)
+        found = measure_sensitivity(graph, lambda part, of: insert_qdq(part, best, of), batches, few.labels)
     if not chosen.passes:
-        quantised, more = exclude_until_accurate(graph, best, layers, judge)
+        errors = {name: setting.error for name, setting in found.products.items()}
+        quantised, more = exclude_until_accurate(graph, best, errors, judge)
         steps += more
     report = QuantizationReport(
         calibration=calibration.origin,
@@ -98,8 +99,10 @@ def quantise_model(
         validation_texts=len(calibration.validation),
         sweep=sweep,
         chosen=chosen.name,
-        sensitivity=layers,
-        operators=operators,
+        sensitivity=found.products,
+        operators=found.operators,
+        layers=found.layers,
+        sensitivity_texts=len(few.ids) if found.products else 0,
         steps=steps,
     )
     return quantised, report

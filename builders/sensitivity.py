@@ -1,4 +1,4 @@
-"""How much int8 costs each matrix product by itself, and each operator over all layers: which of them should go back first.
+"""How much int8 costs each matrix product by itself, each operator over all layers, and each layer: which should go back first.
 
 What a product's own layer is given does not depend on it, so the layers before are computed once, in fp32, and only the rest
 of the graph is run again for each product.
@@ -9,6 +9,7 @@ Shapes: B texts, T tokens, D hidden, C classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from onnx import TensorProto, helper
 from tqdm import tqdm
 
 from builders.parity import TextBatch, feed_of
+from builders.quantization_report import Setting, judge_logits
 from builders.ranges import product_inputs
 from contract.tensors import LOGITS
 
@@ -29,39 +31,56 @@ Feeds = list[dict[str, npt.NDArray[Any]]]
 """What a graph is given, for every batch."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sensitivity:
+    """What int8 changes where only a part of the products is in it."""
+
+    products: dict[str, Setting]
+    """One product, by its exact node name."""
+    operators: dict[str, Setting]
+    """One operator in every layer."""
+    layers: dict[str, Setting]
+    """Every product of one layer, `layer 3`."""
+
+
 def measure_sensitivity(
     graph: onnx.ModelProto,
     quantise: Callable[[onnx.ModelProto, list[str]], onnx.ModelProto],
     batches: Sequence[TextBatch],
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Mean absolute errors of the logits: (by the exact name of the one product in int8, by operator in all layers).
+    labels: Sequence[int],
+) -> Sensitivity:
+    """Judge each product, operator and layer in int8 alone beside fp32.
 
     Args:
         graph: fp32, with every product a node of its own.
         quantise: (graph, names of products) -> a copy with these in int8.
-        batches: of texts; errors are over their rows.
+        batches: of texts, which are judged.
+        labels: of their rows, or none.
     """
     inputs, names = product_inputs(graph), list(product_inputs(graph))
-    feeds: Feeds = [feed_of(given) for _, given in batches]
-    exact = _run(graph, feeds, LOGITS)
+    texts: Feeds = [feed_of(given) for _, given in batches]
+    order = np.argsort(np.concatenate([rows for rows, _ in batches]))  # batches are by rising length
+    exact = np.concatenate(_run(graph, texts, LOGITS))[order]
+    feeds = texts
 
-    def error(part: onnx.ModelProto, of: list[str]) -> float:
-        given = _run(quantise(part, of), feeds, LOGITS)
-        return float(np.abs(np.concatenate(given) - np.concatenate(exact)).mean())
+    def judge(part: onnx.ModelProto, of: list[str], name: str) -> Setting:
+        return judge_logits(name, np.concatenate(_run(quantise(part, of), feeds, LOGITS))[order], exact, labels)
 
-    operators = by_operator(names)
-    all_layers = {operator: error(graph, of) for operator, of in tqdm(operators.items(), desc="operators", unit="operators")}
-    single = {}
+    operators = {
+        name: judge(graph, of, name) for name, of in tqdm(by_operator(names).items(), desc="operators", unit="operators")
+    }
+    products, layers = {}, {}
     with tqdm(total=len(names), desc="sensitivity", unit="products") as progress:
         for layer, members in by_layer(names).items():
             entry = inputs[f"bert.encoder.layer.{layer}.{ENTRY}.matmul"]
             states = _run(graph, feeds, entry)  # of the layers from the last entry to this one
-            feeds = [feed | {entry: state} for feed, state in zip(feeds, states, strict=True)]
+            feeds = [text | {entry: state} for text, state in zip(texts, states, strict=True)]
             graph = after(graph, entry)
+            layers[f"layer {layer}"] = judge(graph, members, f"layer {layer}")
             for name in members:
-                single[name] = error(graph, [name])
+                products[name] = judge(graph, [name], name)
                 progress.update()
-    return single, all_layers
+    return Sensitivity(products=products, operators=operators, layers=layers)
 
 
 def after(graph: onnx.ModelProto, tensor: str) -> onnx.ModelProto:

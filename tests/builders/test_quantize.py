@@ -130,7 +130,7 @@ class Strict:
     def judge(self, graph: onnx.ModelProto, name: str) -> Setting:
         weights = [node.input[1] for node in graph.graph.node if node.op_type == "MatMul"]
         products = sum(weight.endswith("DequantizeLinear_Output") for weight in weights)
-        return Setting(name=name, error=0.0, flips=0.0 if products <= self.allowed else 1.0, accuracy=None)
+        return Setting(name=name, error=0.0, error_noise=0.0, flips=0.0 if products <= self.allowed else 1.0, accuracy=None)
 
 
 def test_the_most_sensitive_products_go_back_to_fp32_until_the_gate_holds(ranges: Any) -> None:
@@ -173,7 +173,11 @@ def test_the_report_holds_all_that_was_tried_as_json_markdown_and_a_picture(
     markdown = (tmp_path / "report" / "quantization.md").read_text(encoding="utf-8")
     assert "int8, calibrated on 9 texts of tests, judged on 11 of the validation part" in markdown
     assert "| min-max | " in markdown
-    assert "| most sensitive products | mean logit error |" in markdown
+    assert "Sensitivity, on 4 of these texts:" in markdown
+    for table in ("operator alone, all layers", "layer alone, all its products", "most sensitive products, each alone"):
+        assert f"| {table} | mean logit error ± noise | labels that differ | accuracy, points ± noise |" in markdown
+    assert len(written["layers"]) == checkpoint.model.config.num_hidden_layers
+    assert all(setting["accuracy"]["rows"] == 4 for setting in written["layers"].values())
     assert (tmp_path / "report" / "quantization.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -185,11 +189,11 @@ def test_sensitivities_are_measured_where_a_product_has_to_go_back_and_else_not(
     calibration = Calibration(texts[:9], texts[9:20], [], "tests")
     _, quick = quantise_model(checkpoint.model, checkpoint.tokenizer, calibration)
     assert [step.name for step in quick.steps] == ["all products"]
-    assert (quick.sensitivity, quick.operators) == ({}, {})
+    assert (quick.sensitivity, quick.operators, quick.layers, quick.sensitivity_texts) == ({}, {}, {}, 0)
     assert "most sensitive" not in quick.markdown()
     products = 6 * checkpoint.model.config.num_hidden_layers
     monkeypatch.setattr(builders.quantize.Judge, "judge", Strict(products - 1).judge)
     graph, report = quantise_model(checkpoint.model, checkpoint.tokenizer, calibration)
-    most = max(report.sensitivity, key=report.sensitivity.__getitem__)
+    most = max(report.sensitivity.values(), key=lambda setting: setting.error).name
     assert [(step.name, step.passes) for step in report.steps] == [("all products", False), (f"without {most}", True)]
     check_quantised(graph, [name for name in report.sensitivity if name != most])

@@ -7,6 +7,7 @@ import pytest
 
 from builders.onnx_export import build_onnx
 from builders.parity import text_batches
+from builders.quantization_report import judge_logits
 from builders.quantize import insert_qdq, make_judge
 from builders.ranges import observe_ranges, product_inputs
 from builders.sensitivity import after, by_layer, by_operator, measure_sensitivity
@@ -20,15 +21,26 @@ BATCHES = text_batches(ENCODED, MODEL.config.pad_token_id)
 PRODUCTS = list(product_inputs(GRAPH))
 
 
-def test_each_error_is_the_one_of_the_whole_graph() -> None:
+def test_each_row_is_the_one_of_the_whole_graph() -> None:
     ranges = observe_ranges(GRAPH, [inputs for _, inputs in BATCHES])["min-max"]
     judge = make_judge(GRAPH, ENCODED, MODEL.config.pad_token_id)
-    single, operators = measure_sensitivity(GRAPH, lambda part, names: insert_qdq(part, ranges, names), BATCHES)
-    assert list(single) == PRODUCTS
-    for name, error in single.items():
-        assert error == pytest.approx(judge.judge(insert_qdq(GRAPH, ranges, [name]), name).error, rel=1e-3)
-    for operator, names in by_operator(PRODUCTS).items():
-        assert operators[operator] == pytest.approx(judge.judge(insert_qdq(GRAPH, ranges, names), operator).error, rel=1e-3)
+    found = measure_sensitivity(GRAPH, lambda part, names: insert_qdq(part, ranges, names), BATCHES, ENCODED.labels)
+    wanted = {name: [name] for name in PRODUCTS}
+    assert list(found.products) == PRODUCTS
+    operators, layers = by_operator(PRODUCTS), {f"layer {number}": names for number, names in by_layer(PRODUCTS).items()}
+    for settings, parts in ((found.products, wanted), (found.operators, operators), (found.layers, layers)):
+        assert list(settings) == list(parts)
+        for name, names in parts.items():
+            whole, own = judge.judge(insert_qdq(GRAPH, ranges, names), name), settings[name]
+            assert (own.error, own.error_noise) == pytest.approx((whole.error, whole.error_noise), rel=1e-3)
+            assert (own.flips, own.accuracy) == (whole.flips, whole.accuracy)
+
+
+def test_the_noise_is_the_standard_error_over_the_texts() -> None:
+    fp32 = np.zeros((4, 2), np.float32)
+    ours = fp32 + np.array([[0.1], [0.3], [0.1], [0.3]], np.float32)
+    setting = judge_logits("a", ours, fp32, [])
+    assert (setting.error, setting.error_noise) == pytest.approx((0.2, 0.05))
 
 
 def test_what_comes_after_a_layers_entry_is_that_layer_and_the_later_ones() -> None:
