@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
-from builders.engines import KINDS, Source, find_kind, runnable_kinds, write_cpu_engine
+from builders.engines import KINDS, Source, find_kind, runnable_kinds, write_cpu_engine, write_files
 from builders.hardware import cpu_flags, describe_cpu, has_bf16
 from builders.parity import BOUNDS, make_reference
+from builders.repository import SOURCE, VERSION
 from contract.command import Failure, UsageError
 from contract.files import read_json
+from contract.tensors import ENGINE
 from tests.tiny import random_bert, random_encoded, tiny_config
 
 PLAIN = frozenset({"avx2"})
@@ -90,3 +98,32 @@ def test_flags_are_read_from_cpuinfo_and_absent_elsewhere(tmp_path: Path) -> Non
     assert (describe_cpu(path)["cpu"], describe_cpu(path)["flags"]) == ("A Processor", ["avx2", "amx_bf16"])
     assert cpu_flags(tmp_path / "none") == frozenset()
     assert not has_bf16(frozenset())
+
+
+OPENS_ALONE = """
+import importlib.util, json, sys, types
+model, folder, *packages = sys.argv[1:]
+sys.path += packages  # without their .pth files, one of which leads to the project
+found = [name for name in ("contract", "training", "builders", "serving", "clients") if importlib.util.find_spec(name)]
+assert not found, found
+import numpy as np, pathlib
+sys.modules["triton_python_backend_utils"] = types.ModuleType("triton_python_backend_utils")
+spec = importlib.util.spec_from_file_location("served_engine", model)
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+engine, _ = module.open_engine(pathlib.Path(folder), 1)
+rows = [np.arange(1, length, dtype=np.int32) for length in (3, 9, 4)]
+print(json.dumps([logits.tolist() for logits in module.run_rows(engine, rows)]))
+"""
+
+
+def test_a_torch_engine_is_opened_where_the_project_cannot_be_imported(tmp_path: Path) -> None:
+    write_files(tmp_path, find_kind("torch", "fp32", PLAIN), Source(MODEL, no_int8))
+    packages = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+    command = [sys.executable, "-I", "-S", "-c", OPENS_ALONE, str(SOURCE / ENGINE / VERSION / "model.py"), str(tmp_path)]
+    done = subprocess.run([*command, *packages], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = [torch.arange(1, length)[None] for length in (3, 9, 4)]
+    with torch.no_grad():
+        wanted = torch.cat([MODEL(row, torch.ones_like(row)) for row in rows]).numpy()
+    np.testing.assert_allclose(json.loads(done.stdout), wanted, atol=1e-5, rtol=0)
