@@ -89,11 +89,13 @@ def replayed(url: str, shadow: Shadow) -> Iterator[Outcome]:
             if not takes_part(key, shadow.share):
                 continue
             try:
-                yield both.compare([text], features=None if features is None else [features])[2]
+                outcome = both.compare([text], features=None if features is None else [features])[2]
             except (BadRequest, Rejected):
                 continue
             except ClassifierError as error:
                 raise Failure(f"the serving release does not answer: {error}") from error
+            if outcome is not None:
+                yield outcome
 
 
 def check_shadow(url: str, shadow: Shadow) -> dict[str, object]:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from clients import BadRequest, ClassifierError, Prediction, Unavailable
-from clients.canary import CanaryClassifier, Outcome, takes_part
+from clients import BadRequest, ClassifierError, Prediction, Rejected, RetryPolicy, Tls, Unavailable
+from clients.canary import AsyncCanaryClassifier, CanaryClassifier, Outcome, takes_part
+from clients.wire import ProtocolName
+from contract.tensors import CANDIDATE, CLASSIFIER
+from serving.state import ServerState
+from tests.clients.relay import Authority, Relay, relayed, tls_context
+from tests.tiny import tiny_texts
 
 
 class FakeClassifier:
@@ -43,10 +49,9 @@ def canary(
 ) -> CanaryClassifier:
     """A canary client whose two releases are fakes; the serving one says "a"."""
     client = CanaryClassifier("localhost:1", share=share, shadow=shadow, record=record)
-    client._serving.close()
-    client._candidate.close()
-    client._serving = FakeClassifier(OLD, "a")  # type: ignore[assignment]
-    client._candidate = FakeClassifier(NEW, label, failure)  # type: ignore[assignment]
+    for connection in client._clients.values():
+        connection.close()
+    client._clients = {CLASSIFIER: FakeClassifier(OLD, "a"), CANDIDATE: FakeClassifier(NEW, label, failure)}  # type: ignore[dict-item]
     return client
 
 
@@ -84,7 +89,7 @@ def test_every_outcome_is_a_line(tmp_path: Path) -> None:
 def test_in_the_shadow_the_caller_gets_the_serving_answer() -> None:
     with canary(label="b", shadow=True) as client:
         assert client.classify(["text"])[0].release == OLD
-        assert client._candidate.asked == 1  # type: ignore[attr-defined]
+        assert client._clients[CANDIDATE].asked == 1  # type: ignore[attr-defined]
 
 
 def test_a_failing_candidate_costs_its_caller_nothing_and_is_written_down(tmp_path: Path) -> None:
@@ -101,7 +106,7 @@ def test_a_failing_candidate_costs_its_caller_nothing_and_is_written_down(tmp_pa
 def test_a_text_that_the_serving_release_refuses_is_its_callers(tmp_path: Path) -> None:
     record = tmp_path / "canary.jsonl"
     with canary(failure=BadRequest("empty"), record=record) as client:
-        client._serving = FakeClassifier(OLD, "a", BadRequest("empty"))  # type: ignore[assignment]
+        client._clients[CLASSIFIER] = FakeClassifier(OLD, "a", BadRequest("empty"))  # type: ignore[assignment]
         for _ in range(2):
             with pytest.raises(BadRequest):
                 client.classify(["text"])
@@ -116,6 +121,14 @@ def test_a_text_that_the_candidate_alone_refuses_is_its_failure(tmp_path: Path) 
     assert [json.loads(line)["error"] for line in record.read_text().splitlines()] == ["BadRequest: ids out of range"] * 2
 
 
+def test_a_candidate_that_a_full_server_refuses_has_not_failed(tmp_path: Path) -> None:
+    record = tmp_path / "canary.jsonl"
+    with canary(failure=Rejected("overloaded"), record=record) as client:
+        for _ in range(2):
+            assert client.classify(["text"])[0].release == OLD
+    assert record.read_text() == ""
+
+
 def test_a_record_that_cannot_be_written_costs_no_answer() -> None:
     with canary(record=Path("/dev/full")) as client, pytest.warns(UserWarning, match="missing from /dev/full: .*No space left"):
         assert client.classify(["text"])[0].release == NEW
@@ -124,11 +137,42 @@ def test_a_record_that_cannot_be_written_costs_no_answer() -> None:
 def test_closing_closes_both() -> None:
     client = canary()
     client.close()
-    assert client._serving.closed  # type: ignore[attr-defined]
-    assert client._candidate.closed  # type: ignore[attr-defined]
+    assert client._clients[CLASSIFIER].closed  # type: ignore[attr-defined]
+    assert client._clients[CANDIDATE].closed  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
 def test_a_share_that_is_none_is_refused(share: float) -> None:
     with pytest.raises(ValueError, match="it must be in 0 to 1"):
         CanaryClassifier("localhost:1", share=share)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_over_mutual_tls_both_releases_are_reached_and_a_lost_connection_costs_no_call(
+    server: ServerState, protocol: ProtocolName, tmp_path: Path
+) -> None:
+    authority, record = Authority(tmp_path / "known"), tmp_path / "canary.jsonl"
+    context = tls_context(*authority.issue("server"), client_ca=authority.ca)
+    certificate, key = authority.issue("client")
+    tls = Tls(ca=authority.ca, certificate=certificate, key=key)
+    texts = [text for text, _ in tiny_texts(100)]  # more than one request
+
+    def ask(url: str, relay: Relay) -> None:
+        with CanaryClassifier(url, protocol, share=1.0, record=record, retry=RetryPolicy(), tls=tls) as canary:
+            for _ in range(3):
+                assert [row.text for row in canary.classify(texts)] == texts
+                relay.lose_connections()
+
+    async def ask_async(url: str, relay: Relay) -> None:
+        async with AsyncCanaryClassifier(url, protocol, share=1.0, record=record, retry=RetryPolicy(), tls=tls) as canary:
+            for _ in range(3):
+                for rows in await asyncio.gather(canary.classify(texts), canary.classify(texts)):
+                    assert [row.text for row in rows] == texts
+                await asyncio.to_thread(relay.lose_connections)
+
+    with relayed(server.grpc_url if protocol == "grpc" else server.http_url, context) as (url, relay):
+        ask(url, relay)
+        asyncio.run(ask_async(url, relay))
+    outcomes = [json.loads(line) for line in record.read_text().splitlines()]
+    assert [(outcome["error"], outcome["texts"], outcome["disagreements"]) for outcome in outcomes] == [(None, 100, 0)] * 9
