@@ -13,6 +13,7 @@ _PROGRAM = "triton_python_backend_stub"
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 ZOMBIE = "Z"
 STOPPED = "T"
+AWAKE = "RD"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +80,18 @@ def read_start(pid: int) -> int | None:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
     except OSError:
         return None
+
+
+def is_awake(pid: int) -> bool:
+    """Whether a thread of a process runs, waits for a core (also where a quota holds it back), or waits for a disk."""
+    for path in Path(f"/proc/{pid}/task").glob("*/stat"):
+        try:
+            state = path.read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue  # the thread ended meanwhile
+        if state in AWAKE:
+            return True
+    return False
 
 
 def child_pids(pid: int) -> list[int]:

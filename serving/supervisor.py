@@ -25,14 +25,14 @@ from serving.probe import OK, Outcome, Prober, ask, infer, load
 from serving.process import SHARED_MEMORY, ServerProcess
 from serving.repository import Repository
 from serving.state import ServerState
-from serving.stubs import ZOMBIE, find_children, read_status
+from serving.stubs import ZOMBIE, find_children, is_awake, read_status
 from serving.watchdog import SERVER, Name, Sight, Verdict, Watchdog
 
 LOOK_S = 0.2
 ASK_S = 1.0
 """The classifier is asked at least so often; at every look while no other request shows that its steps answer. Asked at all
 looks, it made a lone request wait 0.7 ms longer."""
-SUSPICIOUS_S = 1.0
+SUSPICIOUS_S = 0.2
 """When the classifier owes an answer for so long, its steps are asked directly, to know which of them it is."""
 STABLE_S = 5.0
 """A server that answered for so long is forgiven its former ends: it was no crash at the start."""
@@ -229,6 +229,7 @@ class Watch:
             stubs=children.stubs,
             offered=self._offered,
             owed_s=owed,
+            awake=frozenset(stub.pid for stub in children.stubs if any(owed.values()) and is_awake(stub.pid)),
             unwell=unwell,
             instances=self._instances,
         )

@@ -4,8 +4,9 @@ An overloaded server answers late too, so lateness alone proves nothing. What pr
 
 * dead      the kernel has fewer living processes for a version than it had and its config asks for, and it is still offered
 * stopped   the kernel says that the process is stopped
-* hung      asked directly, the version owes an answer and no process of it has used CPU for `QUIET_S`; an overloaded one
-            computes, and one that waits for its turn is not owed to us: every request before ours is being computed
+* hung      asked directly, the version owes an answer, though the server itself answers, and for `QUIET_S` no process of it
+            used CPU or had a thread that wanted a core or waited for a disk: an overloaded one computes, a starved one wants
+            to, and one that waits for its turn is not owed to us, as every request before ours is being computed
 * endless   asked directly, the stub owes an answer for `patience_s`, computing or not
 * unwell    the server says for `UNWELL_S` on end that the stub is not healthy, though its process lives
 
@@ -22,8 +23,10 @@ from serving.stubs import STOPPED, Stub
 
 CONFIRM_S = 0.2
 """The kernel's word must hold this long: a version that is being replaced has for an instant no process."""
-QUIET_S = 3.0
+QUIET_S = 0.8
 QUIET_CPU_S = 0.02
+OWED_S = 0.4
+"""A version that was asked directly is expected to answer by then, or to be seen at work."""
 UNWELL_S = 2.5
 
 SERVER = ("tritonserver", 0)
@@ -43,6 +46,8 @@ class Sight:
     """What the repository tells the server to have loaded."""
     owed_s: dict[Name, float] = field(default_factory=dict)
     """How long a step, asked directly, or the server's health endpoint, has owed an answer."""
+    awake: frozenset[int] = frozenset()
+    """Stubs of which a thread runs, wants to, or waits for a disk; looked for while a step owes an answer."""
     unwell: frozenset[Name] = frozenset()
     """What the last answers called not healthy."""
     instances: dict[str, int] = field(default_factory=dict)
@@ -86,7 +91,7 @@ class Watchdog:
         short = {name for name in (*self._known, *living) if self._is_short(name, living.get(name, ()), sight)}
         self._known |= {name: stubs for name, stubs in living.items() if name not in short}
         self._had = {name: self._had.get(name, 1) if name in short else len(stubs) for name, stubs in self._known.items()}
-        self._note_cpu(now, sight.stubs)
+        self._note_cpu(now, sight)
         reasons = {name: self._judge(now, name, living.get(name, ()), name in short, sight) for name in (*self._known, SERVER)}
         return [
             Verdict(reason=reason, model=name[0], version=name[1], stubs=self._blamed(reason, name, living.get(name, ())))
@@ -108,11 +113,11 @@ class Watchdog:
         """Why `name` has to be replaced; empty when it has not."""
         states = [sight.server_state] if name == SERVER else [stub.state for stub in stubs]
         owed_s = sight.owed_s.get(name, 0.0)
-        quiet = bool(stubs) and owed_s >= QUIET_S and all(self._is_quiet(now, stub.pid) for stub in stubs)
+        owing = owed_s >= OWED_S > sight.owed_s.get(SERVER, 0.0)
         held = {
             "dead": self._held(now, "dead", name, short) >= CONFIRM_S,
             "stopped": self._held(now, "stopped", name, STOPPED in states) >= CONFIRM_S,
-            "hung": quiet,
+            "hung": owing and bool(stubs) and all(self._is_quiet(now, stub.pid) for stub in stubs),
             "endless": owed_s >= self._patience_s,
             "unwell": self._held(now, "unwell", name, name in sight.unwell) >= UNWELL_S,
         }
@@ -125,15 +130,15 @@ class Watchdog:
             return -1.0
         return now - self._since.setdefault((mark, name), now)
 
-    def _note_cpu(self, now: float, stubs: tuple[Stub, ...]) -> None:
-        self._cpu = {stub.pid: self._cpu.get(stub.pid, deque()) for stub in stubs}
-        for stub in stubs:
+    def _note_cpu(self, now: float, sight: Sight) -> None:
+        self._cpu = {stub.pid: deque() if stub.pid in sight.awake else self._cpu.get(stub.pid, deque()) for stub in sight.stubs}
+        for stub in sight.stubs:
             used = self._cpu[stub.pid]
             used.append((now, stub.cpu_s))
             while len(used) > 1 and used[1][0] <= now - QUIET_S:
                 used.popleft()
 
     def _is_quiet(self, now: float, pid: int) -> bool:
-        """Whether a process was watched for `QUIET_S` and used no CPU in that time."""
+        """Whether a process was watched for `QUIET_S`, never seen awake, and used no CPU in that time."""
         used = self._cpu[pid]
         return used[0][0] <= now - QUIET_S and used[-1][1] - used[0][1] < QUIET_CPU_S

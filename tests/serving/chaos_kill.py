@@ -2,13 +2,15 @@
 
     python -m tests.serving.chaos_kill --kills 60 --output docs/measurements/chaos-kill.json
 
-In turn: SIGKILL and SIGSTOP of the engine's and of the tokenizer's process, SIGKILL of tritonserver. Clients retry with the
-library's policy; an error that reaches one of them is counted. Back means that a request without retries is answered.
+In turn: SIGKILL and SIGSTOP of the engine's and of the tokenizer's process, a call of `execute` in each of them that never
+returns, SIGKILL of tritonserver. Clients retry with the library's policy as it is, `RetryPolicy()`; an error that reaches one
+of them fails the run. Back means that a request without retries is answered; a python step must be so within `BACK_S`.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import statistics
 import tempfile
@@ -33,13 +35,30 @@ from serving.state import ServerState
 from serving.supervisor import MAX_DEAD
 from tests.served import deployed, serving
 from tests.serving.embedded import embedded_release
+from tests.serving.faults import vouch
 from tests.serving.processes import answers, descriptors, leftovers, server_pid, stub_of, wait_for
 
 SERVER = "server"
-KINDS = [(model, number) for number in (signal.SIGKILL, signal.SIGSTOP) for model in (ENGINE, TOKENIZER)]
-KINDS.append((SERVER, signal.SIGKILL))
-PATIENT = RetryPolicy(attempts=10_000, budget=100_000, longest_wait_s=0.5, retry_rejected=True)  # the deadline alone ends it
-CALL_TIMEOUT_S = 240.0
+KILL, STOP, HANG = "SIGKILL", "SIGSTOP", "hang of"
+KINDS = [(model, blow) for blow in (KILL, STOP, HANG) for model in (ENGINE, TOKENIZER)] + [(SERVER, KILL)]
+CALL_TIMEOUT_S = 60.0
+BACK_S = 5.0
+"""A python step that died or hangs must be back after so long."""
+HANGING = """
+
+_execute = TritonPythonModel.execute
+
+
+def _hang_when_told(self, requests):
+    try:
+        Path(__file__).with_name("hang").unlink()
+    except FileNotFoundError:
+        return _execute(self, requests)
+    time.sleep(1e9)
+
+
+TritonPythonModel.execute = _hang_when_told
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +105,7 @@ class Load:
 
     def _call(self, number: int) -> None:
         texts = [f"a cat under a tree, says caller {number}", "the old rose near the house"]
-        with connect(self.url, timeout_s=CALL_TIMEOUT_S, retry=PATIENT) as classifier:
+        with connect(self.url, timeout_s=CALL_TIMEOUT_S, retry=RetryPolicy()) as classifier:
             while not self.stopping.wait(0.005):
                 try:
                     self.answered[classifier.classify(texts)[0].release] += 1
@@ -94,8 +113,17 @@ class Load:
                     self.errors[f"{type(error).__name__}: {error}"[:300]] += 1
 
 
-def strike(state: ServerState, model: str, number: signal.Signals) -> float:
-    """Send a signal to one process; seconds until it was replaced and a request without retries was answered."""
+def hangable(release: Path, target: Path) -> Path:
+    """A copy of a release whose steps hang in their next call once a file `hang` lies beside their model.py."""
+    shutil.copytree(release, target)
+    for model in (ENGINE, TOKENIZER):
+        path = target / model / "model.py"
+        path.write_text(path.read_text(encoding="utf-8") + HANGING, encoding="utf-8")
+    return vouch(target)
+
+
+def strike(state: ServerState, repository: Path, model: str, blow: str) -> float:
+    """Hit one process; seconds until it was replaced and a request without retries was answered."""
     wait_for(lambda: bool(server_pid(state) and stub_of(state, ENGINE) and stub_of(state, TOKENIZER)), "all processes run")
 
     def target() -> int | None:
@@ -108,20 +136,23 @@ def strike(state: ServerState, model: str, number: signal.Signals) -> float:
     if victim is None:
         raise AssertionError(f"{model} has no process")
     started = time.monotonic()
-    os.kill(victim, number)
-    wait_for(lambda: target() not in {None, victim}, f"{model} {victim} replaced after {number.name}")
-    wait_for(lambda: answers(state), f"an answer after {number.name} of {model}")
+    if blow == HANG:
+        (repository / model / "1" / "hang").touch()
+    else:
+        os.kill(victim, signal.Signals[blow])
+    wait_for(lambda: target() not in {None, victim}, f"{model} {victim} replaced after {blow}")
+    wait_for(lambda: answers(state), f"an answer after {blow} {model}")
     return time.monotonic() - started
 
 
-def measure(options: ChaosKill, state: ServerState) -> dict[str, Any]:
+def measure(options: ChaosKill, state: ServerState, repository: Path) -> dict[str, Any]:
     """Strike `options.kills` times under load."""
     back: dict[str, list[float]] = {}
     before = {"supervisor": descriptors(state.pid), "server": descriptors(server_pid(state) or 0)}
     with Load(state.grpc_url, options.clients) as load:
         wait_for(lambda: load.answered.total() > 0 or bool(load.errors), "a first answer")
-        for model, number in tqdm(islice(cycle(KINDS), options.kills), total=options.kills, desc="kills", mininterval=0.5):
-            back.setdefault(f"{number.name} {model}", []).append(strike(state, model, number))
+        for model, blow in tqdm(islice(cycle(KINDS), options.kills), total=options.kills, desc="kills", mininterval=0.5):
+            back.setdefault(f"{blow} {model}", []).append(strike(state, repository, model, blow))
         struck = load.answered.total()
         wait_for(lambda: load.answered.total() > struck + options.clients or bool(load.errors), "answers after the last kill")
     wait_for(lambda: not leftovers(state), "no shared memory of dead stubs")
@@ -140,10 +171,15 @@ def measure(options: ChaosKill, state: ServerState) -> dict[str, Any]:
     }
 
 
-def check(measured: dict[str, Any]) -> None:
-    """Raise `Failure` for an error that reached a client, or for what was left behind."""
+def check(measured: dict[str, Any], back_s: float = BACK_S) -> None:
+    """Raise `Failure` for an error that reached a client, a step that was not back in time, or what was left behind."""
     if measured["errors"]:
         raise Failure(f"errors reached clients: {measured['errors']}")
+    for kind, times in measured["back_s"].items():
+        if SERVER not in kind and times["max"] > back_s:
+            raise Failure(f"{kind}: back after {times['max']} s; allowed are {back_s:g}")
+    if measured["leftovers"]:
+        raise Failure(f"shared memory was left behind: {measured['leftovers']}")
     before, after = measured["descriptors_before"], measured["descriptors_after"]
     # What varies: sockets of probes that are under way, and of the server, instances of stubs that died owing answers.
     for process, slack in (("supervisor", 6), ("server", MAX_DEAD + 12)):
@@ -155,9 +191,10 @@ def chaos_kill(options: ChaosKill) -> None:
     """Run the command; see the module docstring."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        release = options.release or embedded_release(folder / "release")
-        state = stack.enter_context(serving(deployed(folder, release), "--restarts", str(options.kills + 1)))
-        measured = measure(options, state)
+        release = hangable(options.release or embedded_release(folder / "release"), folder / "hangable")
+        repository = deployed(folder, release)
+        state = stack.enter_context(serving(repository, "--restarts", str(options.kills + 1)))
+        measured = measure(options, state, repository.path)
     for kind, times in measured["back_s"].items():
         print(f"{kind:<24} {times['count']:>4} times, back after {times['median']:.2f} s (at most {times['max']:.2f} s)")
     counts = f"{measured['answered']} answers, {sum(measured['errors'].values())} errors"

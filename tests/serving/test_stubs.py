@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.stubs import Stub, find_children, read_status
+from serving.stubs import Stub, find_children, is_awake, read_status
 from tests.served import wait_until
 
 
@@ -61,6 +61,24 @@ def test_cpu_time_is_that_of_the_process() -> None:
     while (now := read_status(os.getpid())) and now[1] <= before[1]:
         sum(range(100_000))
     assert now is not None and now[1] <= sum(os.times()[:2]) + 0.02
+
+
+def test_awake_is_who_has_a_thread_that_works_though_its_first_one_sleeps() -> None:
+    code = """if True:
+        import threading, time
+        if input() == "w":
+            threading.Thread(target=lambda: any(iter(int, 1))).start()
+        time.sleep(600)
+    """
+    for word, awake in (("w", True), ("s", False)):
+        with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as process:
+            assert process.stdin is not None
+            process.stdin.write(f"{word}\n".encode())
+            process.stdin.flush()
+            assert wait_until(lambda pid=process.pid: (read_status(pid) or "?")[0] == "S")  # type: ignore[misc]
+            assert wait_until(lambda pid=process.pid, awake=awake: is_awake(pid) == awake)  # type: ignore[misc]
+            process.kill()
+        assert not is_awake(process.pid)
 
 
 def test_a_process_that_is_gone_has_no_children() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from serving.stubs import Stub
-from serving.watchdog import QUIET_S, SERVER, UNWELL_S, Name, Sight, Verdict, Watchdog
+from serving.watchdog import OWED_S, QUIET_S, SERVER, UNWELL_S, Name, Sight, Verdict, Watchdog
 
 ENGINE = ("bert_engine", 1)
 TOKENIZER = ("bert_tokenizer", 1)
@@ -26,11 +26,19 @@ def sight(
     server: str = "S",
     offered: frozenset[Name] = BOTH,
     owed_s: dict[Name, float] | None = None,
+    awake: frozenset[int] = frozenset(),
     unwell: frozenset[Name] = frozenset(),
     engines: int = 1,
 ) -> Sight:
-    instances = {"bert_engine": engines, "bert_tokenizer": 1}
-    return Sight(server_state=server, stubs=stubs, offered=offered, owed_s=owed_s or {}, unwell=unwell, instances=instances)
+    return Sight(
+        server_state=server,
+        stubs=stubs,
+        offered=offered,
+        owed_s=owed_s or {},
+        awake=awake,
+        unwell=unwell,
+        instances={"bert_engine": engines, "bert_tokenizer": 1},
+    )
 
 
 def watch(seconds: float, see: Callable[[float], Sight], *, known: frozenset[Name] = BOTH) -> tuple[float, list[Verdict]]:
@@ -168,10 +176,14 @@ def test_a_starved_stub_that_owes_nothing_is_left_alone() -> None:
     assert watch(300, lambda now: sight(stub(TOKENIZER), stub(ENGINE)))[1] == []
 
 
-def test_a_stub_that_owes_an_answer_and_does_nothing_hangs() -> None:
+def test_a_stub_that_owes_an_answer_and_does_nothing_hangs_within_a_second() -> None:
     when, verdicts = watch(20, lambda now: sight(stub(TOKENIZER), stub(ENGINE, cpu_s=5), owed_s={ENGINE: max(0, now - 5)}))
     assert named(verdicts) == [("hung", ENGINE)]
-    assert 5 + QUIET_S <= when <= 5.5 + QUIET_S
+    assert 5 + OWED_S <= when <= 5.5 + OWED_S
+    see = lambda now: sight(stub(TOKENIZER), stub(ENGINE, cpu_s=min(now, 5)), owed_s={ENGINE: max(0, now - 5.4)})  # noqa: E731
+    when, verdicts = watch(20, see)
+    assert named(verdicts) == [("hung", ENGINE)]
+    assert when <= 6
 
 
 def test_a_stub_that_worked_a_moment_ago_is_watched_for_the_whole_time_first() -> None:
@@ -179,6 +191,21 @@ def test_a_stub_that_worked_a_moment_ago_is_watched_for_the_whole_time_first() -
     when, verdicts = watch(20, see)
     assert named(verdicts) == [("hung", ENGINE)]
     assert when >= 6 + QUIET_S - 2 * STEP_S
+
+
+def test_a_starved_stub_that_wants_a_core_or_waits_for_a_disk_now_and_then_is_left_alone() -> None:
+    """With the rule for those that hang it would be found again and again; patience ends it, as for one that computes."""
+    see = lambda now: sight(  # noqa: E731
+        stub(TOKENIZER), stub(ENGINE), owed_s={ENGINE: now}, awake=frozenset({11} if round(now / STEP_S) % 3 == 0 else ())
+    )
+    when, verdicts = watch(100, see)
+    assert named(verdicts) == [("endless", ENGINE)]
+    assert when == pytest.approx(PATIENCE_S)
+
+
+def test_while_the_server_itself_owes_its_health_no_stub_is_to_blame() -> None:
+    owed = {SERVER: 0.5, ENGINE: 5.0, TOKENIZER: 5.0}
+    assert watch(30, lambda now: sight(stub(TOKENIZER), stub(ENGINE), owed_s=owed))[1] == []
 
 
 def test_a_stub_that_computes_for_ever_is_replaced_when_patience_ends() -> None:
