@@ -66,9 +66,14 @@ def write_base(folder: Path) -> None:
 def tiny_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """160 sentences, each of an animal or of a plant."""
     path = tmp_path_factory.mktemp("data") / "sentences.csv"
+    write_texts(path)
+    return path
+
+
+def write_texts(path: Path) -> None:
+    """Write what `tiny_csv` describes."""
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("sentence", "kind"), *tiny_texts(160)])
-    return path
 
 
 @pytest.fixture(scope="session")
@@ -104,11 +109,22 @@ def release(tmp_path_factory: pytest.TempPathFactory, merged: Path) -> Path:
 @pytest.fixture(scope="session")
 def second_release(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_csv: Path) -> Path:
     """A release of another fine-tuning of the same base: other weights, other answers, the same labels."""
-    folder = tmp_path_factory.mktemp("second")
-    options = TINY_RUN | {"seed": 1, "epochs": 1}
-    finetune(Finetune(output=folder / "finetuned", data=tiny_csv, base=str(tiny_base), **options))
+    return _make(tmp_path_factory.mktemp("second"), "second", tiny_base, tiny_csv, seed=1, epochs=1)
+
+
+def tiny_release(folder: Path) -> Path:
+    """All of the above, for commands that are no tests: base, data, fine-tuning, merging, release."""
+    torch.set_num_threads(1)
+    (folder / "base").mkdir(parents=True)
+    write_base(folder / "base")
+    write_texts(folder / "sentences.csv")
+    return _make(folder, "tiny", folder / "base", folder / "sentences.csv")
+
+
+def _make(folder: Path, name: str, base: Path, data: Path, **changes: Any) -> Path:
+    finetune(Finetune(output=folder / "finetuned", data=data, base=str(base), **TINY_RUN | changes))
     merge(Merge(checkpoint=folder / "finetuned", output=folder / "merged"))
-    return _build(folder / "merged", folder, "second")
+    return _build(folder / "merged", folder, name)
 
 
 @pytest.fixture(scope="session")

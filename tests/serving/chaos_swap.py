@@ -40,14 +40,17 @@ from serving.repository import Repository
 from serving.state import ServerState
 from serving.stubs import child_pids
 from serving.switch import promote, retire, rollback
+from tests.fixtures import tiny_release
 from tests.served import deployed, serving
 from tests.serving.faults import FAULTS, faulty, variant
+from tests.serving.swap_check import failures, growths
 from tests.serving.swap_record import add, begin, part_file, save
 from tests.serving.traffic import ANY, Traffic, known_answers
 
 ROOT = Path(__file__).resolve().parents[2]
 CHUNK = 6  # swaps between two looks at memory and cost, and between two pieces: each move once, three bad releases
 FLIPS = 40  # of which latency is taken: at some 20 requests a second the 99th percentile then is the eighth of 800
+TINY = "tiny"  # stands for the release's id, which is another wherever the training's last digits are
 MOVES = ("publish", "rollback", "promote")
 
 
@@ -57,6 +60,8 @@ class ChaosSwap:
 
     release: Path = Path("build/release")
     """A good release, of builders.build with the ONNX engine."""
+    tiny: bool = False
+    """Train and build the tests' tiny model instead, in seconds: for many swaps, whose time then is that of the swaps."""
     swaps: int = 30
     """How many: half of them moves of the traffic, half attempts to publish a bad release."""
     latency: bool = True
@@ -237,13 +242,14 @@ def run(options: ChaosSwap, folder: Path) -> dict[str, Any]:
     """All swaps, or a piece of them, with its files in `folder`; what was found so far, and `restart_s` after the last swap."""
     started = time.monotonic()
     part = part_file(options.output) if options.output and options.seconds else None
-    found = begin(part, read_manifest(options.release).release, options.swaps)
+    found = begin(part, TINY if options.tiny else read_manifest(options.release).release, options.swaps)
+    release = tiny_release(folder / TINY) if options.tiny else options.release
     shifts = {"b": 0.5, "c": 1.0}
-    good = [options.release, *(variant(options.release, folder / name, name=name, shift=shifts[name]) for name in shifts)]
-    bad = {fault: faulty(options.release, folder / fault.replace(" ", "-"), fault) for fault in FAULTS}
-    texts = read_probes(options.release).texts
+    good = [release, *(variant(release, folder / name, name=name, shift=shifts[name]) for name in shifts)]
+    bad = {fault: faulty(release, folder / fault.replace(" ", "-"), fault) for fault in FAULTS}
+    texts = read_probes(release).texts
     known = known_answers(folder / "scratch", good, texts)
-    repository = deployed(folder, options.release)
+    repository = deployed(folder, release)
     with serving(repository) as state:
         chaos = Chaos(repository, state, good, bad, Traffic(state.grpc_url, texts, known))
         latency = found["latency"] or (measure_latency(chaos) if options.latency else {})
@@ -258,7 +264,7 @@ def run(options: ChaosSwap, folder: Path) -> dict[str, Any]:
                 bar.update(found["done"] + piece["done"] - bar.n)
                 save(part, add(found, piece))
                 must, longest = False, max(longest, time.monotonic() - began)
-    found = add(found, piece)
+    found = add(found, piece) | {"engine": read_manifest(release).engine}
     if found["done"] == options.swaps:
         found["restart_s"] = restart_with_damage(repository, bad["truncated engine"])
         if part is not None:
@@ -275,8 +281,8 @@ def swap_chunk(chaos: Chaos, start: int, options: ChaosSwap, piece: dict[str, An
             chaos.swap(number)
     memory = [*piece["pss_mb"], round(family_pss_mb(chaos.state.pid), 1)]
     cost = [*piece["sequential_p50_ms"], *([round(sequential_p50_ms(chaos.traffic, 1.0), 3)] if options.latency else [])]
-    done = piece["done"] + end - start
-    return figures(chaos, piece["latency"]) | {"done": done, "pss_mb": memory, "sequential_p50_ms": cost}
+    looked = {"looks": [len(memory)], "pss_mb": memory, "sequential_p50_ms": cost}
+    return figures(chaos, piece["latency"]) | {"done": piece["done"] + end - start} | looked
 
 
 def figures(chaos: Chaos, latency: dict[str, Any]) -> dict[str, Any]:
@@ -292,6 +298,7 @@ def figures(chaos: Chaos, latency: dict[str, Any]) -> dict[str, Any]:
         "mixed": len(answers.mixed),
         "slowest_rollback_s": max(moves, default=0.0),
         "wrong": [*chaos.wrong, *answers.failures[:5], *answers.mixed[:5]],
+        "looks": [],
         "pss_mb": [],
         "sequential_p50_ms": [],
         "latency": latency,
@@ -304,19 +311,17 @@ def failure_bound(failed: int, requests: int) -> float:
 
 
 def report(found: dict[str, Any]) -> dict[str, Any]:
-    """The finished run as it is written down."""
+    """The finished run as it is written down, with what it missed."""
     facts: dict[str, Any] = {name: value for name, value in found.items() if name not in {"latency", "done"}}
     facts |= {"date": datetime.now(UTC).date().isoformat()}
     facts |= {"machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}}
     facts |= {"bad_releases": found["swaps"] // 2, "failure_rate_bound": failure_bound(found["failed"], found["requests"])}
-    facts |= found["latency"]
-    return facts
+    facts |= found["latency"] | {"growth": growths(found)}
+    return facts | {"missed": failures(facts)}
 
 
-def main(options: ChaosSwap) -> None:
-    """Run, print, write. Raises `Failure` when a client noticed anything."""
-    with tempfile.TemporaryDirectory(prefix="chaos-swap-") as folder:
-        found = run(options, Path(folder))
+def show(found: dict[str, Any]) -> None:
+    """Print what was found so far."""
     print(
         f"{found['done']} of {found['swaps']} swaps, {found['requests']} requests: {found['failed']} failed, {found['mixed']} "
         f"mixed (so under {failure_bound(found['failed'], found['requests']):.2g} of requests fail, with 95 % confidence); "
@@ -329,14 +334,24 @@ def main(options: ChaosSwap) -> None:
             f"a flip, {latency['loading_ratio']:.2f} times while a release loads ({latency['loading_s']:.1f} s)"
         )
         print(f"along the swaps: {found['pss_mb']} MB of memory, {found['sequential_p50_ms']} ms a request alone")
+
+
+def main(options: ChaosSwap) -> None:
+    """Run, print, write. Raises `Failure` for what was wrong so far, and for what the finished run missed."""
+    with tempfile.TemporaryDirectory(prefix="chaos-swap-") as folder:
+        found = run(options, Path(folder))
+    show(found)
+    missed = found["wrong"]
     if found["done"] < found["swaps"]:
         print("the same command goes on with the rest")
     else:
-        print(f"restarted beside damaged versions in {found['restart_s']:.1f} s")
+        finished = report(found)
+        missed = finished["missed"]
+        print(f"restarted beside damaged versions in {found['restart_s']:.1f} s; growth {finished['growth']}")
         if options.output:
-            write_json(options.output, report(found) | {"engine": read_manifest(options.release).engine})
-    if found["wrong"]:
-        raise Failure("; ".join(found["wrong"]))
+            write_json(options.output, finished)
+    if missed:
+        raise Failure("; ".join(missed))
 
 
 if __name__ == "__main__":

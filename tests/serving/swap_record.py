@@ -9,7 +9,7 @@ from contract.command import UsageError
 from contract.files import read_json, write_json
 
 SUMS = ("done", "pieces", "requests", "failed", "mixed")
-LISTS = ("wrong", "pss_mb", "sequential_p50_ms")
+LISTS = ("wrong", "looks", "pss_mb", "sequential_p50_ms")
 
 
 def part_file(output: Path) -> Path:
