@@ -57,11 +57,11 @@ bench-train: setup  ## training beside transformers + PEFT, in one run; DATA=sta
 chaos-train: setup  ## kill -9 training runs KILLS times, and count torn files
 	$(BIN)/python -m tests.training.chaos --kills $(or $(KILLS),50)
 
-chaos-swap: setup  ## SWAPS releases under load, every second one bad; RELEASE=release SECONDS=n a piece; writes docs/measurements/chaos-swap.json
-	$(BIN)/python -m tests.serving.chaos_swap --swaps $(or $(SWAPS),30) $(if $(RELEASE),--release '$(RELEASE)') $(if $(SECONDS),--seconds $(SECONDS)) --output docs/measurements/chaos-swap.json
+chaos-swap: setup  ## SWAPS releases under load, every second one bad; RELEASE=release or TINY=1 SECONDS=n a piece; writes docs/measurements/chaos-swap.json, or chaos-swap-tiny.json
+	$(BIN)/python -m tests.serving.chaos_swap --swaps $(or $(SWAPS),30) $(if $(RELEASE),--release '$(RELEASE)') $(if $(TINY),--tiny) $(if $(SECONDS),--seconds $(SECONDS)) --output docs/measurements/$(if $(TINY),chaos-swap-tiny,chaos-swap).json
 
 chaos-kill: setup  ## kill -9 workers and server KILLS times under load; writes docs/measurements/chaos-kill.json
-	$(BIN)/python -m tests.serving.chaos_kill --kills $(or $(KILLS),30) --output docs/measurements/chaos-kill.json
+	$(BIN)/python -m tests.serving.chaos_kill --kills $(or $(KILLS),28) --output docs/measurements/chaos-kill.json
 
 gpu-check: setup  ## TensorRT plans built, proved, served, swapped under load, in NVIDIA's container; CHECKPOINT=merged; writes docs/measurements/gpu-check.json
 	$(BIN)/python -m tests.serving.engine_check $(or $(CHECKPOINT),build/merged) --output docs/measurements/gpu-check.json

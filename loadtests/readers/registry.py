@@ -56,6 +56,12 @@ KINDS = (
         section=_single(swap.section),
     ),
     Kind(
+        pattern="chaos-swap-tiny.json",
+        command="make chaos-swap SWAPS=1000 TINY=1",
+        tables=swap.tables,
+        section=_single(swap.section),
+    ),
+    Kind(
         pattern="chaos-kill.json",
         command="python -m tests.serving.chaos_kill",
         tables=flat.tables,

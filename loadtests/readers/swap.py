@@ -11,6 +11,10 @@ from loadtests.readers.markdown import markdown_table
 from loadtests.readers.timeline import timeline_charts
 
 WINDOWS = {"steady": "steady", "flip": "within a second of a flip", "loading": "while a release loads"}
+GROWTHS = {
+    "pss_mb": ("growth of memory along the swaps of a server", "MB"),
+    "sequential_p50_ms": ("growth of the time of a request alone", "ms"),
+}
 
 
 def tables(path: Path) -> dict[str, str]:
@@ -18,6 +22,7 @@ def tables(path: Path) -> dict[str, str]:
     found = read_fields(path)
     counts = found.fields("counts")
     rows = [
+        ["model", found.text("release")],
         ["swaps under traffic", f"{found.number('swaps'):,.0f}"],
         ["of them: " + ", ".join(counts), ", ".join(f"{counts.number(kind):,.0f}" for kind in counts)],
         [
@@ -32,8 +37,17 @@ def tables(path: Path) -> dict[str, str]:
         if f"{window}_p99_ms" in found:
             ratio = f", {found.number(f'{window}_ratio'):.2f}x" if f"{window}_ratio" in found else ""
             rows.append([f"p99 at 40 % load, {words}", f"{found.number(f'{window}_p99_ms'):.1f} ms{ratio}"])
+    if "slowest_rollback_s" in found:
+        rows.append(["slowest rollback", f"{found.number('slowest_rollback_s'):.2f} s"])
+    growth = found.fields("growth") if "growth" in found else Fields({}, "")
+    for key, (words, unit) in GROWTHS.items():
+        if key in growth:
+            grown = growth.fields(key)
+            rows.append([words, f"{grown.number('growth'):+.1f} {unit} (standard error {grown.number('standard_error'):.1f})"])
     if "restart_s" in found:
         rows.append(["restart beside damaged versions", f"{found.number('restart_s'):.1f} s"])
+    if "missed" in found:
+        rows.append(["targets missed", "; ".join(found.raw("missed")) or "none"])
     return {"all": markdown_table(["measured", "result"], rows)}
 
 
@@ -51,7 +65,12 @@ def section(path: Path) -> Section:
     if waits:
         charts.append(bars(Bars("What a swap costs a caller", "p99 at 40 % load, ms", waits)))
     words = [f"Releases come and go under traffic that retries nothing; release {found.text('release')}."]
-    return Section("Swap", words, [chart for chart in charts if chart], [("Swaps", tables(path)["all"])])
+    return Section(
+        "Swap, tiny model" if found.text("release") == "tiny" else "Swap",
+        words,
+        [chart for chart in charts if chart],
+        [("Swaps", tables(path)["all"])],
+    )
 
 
 def _along(found: Fields, key: str, title: str, unit: str) -> str:

@@ -207,6 +207,12 @@ def swap_file() -> dict[str, Any]:
     }
 
 
+def tiny_swap_file() -> dict[str, Any]:
+    """chaos-swap-tiny.json."""
+    found = {"release": "tiny", "slowest_rollback_s": 0.314, "missed": ["flip_ratio is 1.3, allowed 1.25"]}
+    return swap_file() | found | {"growth": {"pss_mb": {"growth": 1.5, "standard_error": 2.0}}}
+
+
 def overload_file() -> dict[str, Any]:
     """overload.json."""
     phases = []
@@ -270,6 +276,7 @@ def make_measurements(folder: Path) -> Path:
     write_json(folder / "load-saturation.json", load_file("saturation", rate=90.0) | {"refusals": ["not steady"]})
     write_json(folder / "search-fifty.json", search_file())
     write_json(folder / "chaos-swap.json", swap_file())
+    write_json(folder / "chaos-swap-tiny.json", tiny_swap_file())
     write_json(folder / "overload.json", overload_file())
     write_json(folder / "soak.json", soak_file())
     return folder

@@ -13,8 +13,6 @@ from __future__ import annotations
 import math
 import os
 import platform
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -23,7 +21,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tyro
 from scipy.stats import chi2
 from tqdm import tqdm
@@ -44,12 +41,11 @@ from tests.fixtures import tiny_release
 from tests.served import deployed, serving
 from tests.serving.faults import FAULTS, faulty, variant
 from tests.serving.swap_check import failures, growths
+from tests.serving.swap_latency import measure_latency, sequential_p50_ms
 from tests.serving.swap_record import add, begin, part_file, save
 from tests.serving.traffic import ANY, Traffic, known_answers
 
-ROOT = Path(__file__).resolve().parents[2]
 CHUNK = 6  # swaps between two looks at memory and cost, and between two pieces: each move once, three bad releases
-FLIPS = 40  # of which latency is taken: at some 20 requests a second the 99th percentile then is the eighth of 800
 TINY = "tiny"  # stands for the release's id, which is another wherever the training's last digits are
 MOVES = ("publish", "rollback", "promote")
 
@@ -144,72 +140,6 @@ def family_pss_mb(pid: int) -> float:
         return 0.0
     own = next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")) / 1024
     return own + sum(map(family_pss_mb, child_pids(pid)))
-
-
-def sequential_p50_ms(traffic: Traffic, seconds: float) -> float:
-    """Median latency with one request in flight."""
-    started = time.monotonic()
-    with traffic.running(closed=1) as answers:
-        time.sleep(seconds)
-    return float(1000 * np.median(answers.within((started, np.inf))))
-
-
-def measure_latency(chaos: Chaos) -> dict[str, Any]:
-    """Capacity, then p99 at 40 % of it: steady, within a second of a flip, and while a release loads."""
-    traffic, answers = chaos.traffic, chaos.traffic.answers
-    before = len(answers.latencies)
-    with traffic.running(closed=8):
-        time.sleep(5)
-    capacity = (len(answers.latencies) - before) / 5
-    chaos.publish_next()
-    with traffic.running(rate=0.4 * capacity, workers=16):
-        time.sleep(1)
-        quiet, flips = _flip_windows(chaos, FLIPS)
-        loads = [_loading_window(chaos) for _ in range(3)]
-    steady, near_flips, loading = (answers.p99_ms(*windows) for windows in (quiet, flips, loads))
-    return {
-        "capacity_per_s": capacity,
-        "rate_per_s": 0.4 * capacity,
-        "steady_p99_ms": steady,
-        "flip_p99_ms": near_flips,
-        "flip_ratio": near_flips / steady,
-        "loading_p99_ms": loading,
-        "loading_ratio": loading / steady,
-        "loading_s": float(np.mean([end - start for start, end in loads])),
-    }
-
-
-def _flip_windows(chaos: Chaos, count: int) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
-    """Seconds without a flip and seconds from one on, in turn: slow moments of the machine fall on both alike."""
-    quiet: list[tuple[float, float]] = []
-    flips: list[tuple[float, float]] = []
-    for number in range(count):
-        time.sleep(0.5)
-        for windows in (quiet, flips):
-            start = time.monotonic()
-            if windows is flips and number % 2:
-                promote(chaos.repository, max(chaos.repository.offered()))
-            elif windows is flips:
-                rollback(chaos.repository)
-            time.sleep(max(0.0, start + 1 - time.monotonic()))
-            windows.append((start, start + 1))
-    if count % 2:
-        promote(chaos.repository, max(chaos.repository.offered()))
-    return quiet, flips
-
-
-def _loading_window(chaos: Chaos) -> tuple[float, float]:
-    serving = chaos.repository.release(chaos.repository.pinned() or 0)
-    folder = next(folder for folder in chaos.good if read_manifest(folder).release != serving)
-    command = [sys.executable, "-m", "serving.releases", "publish", str(folder), "--repository", str(chaos.repository.path)]
-    start = time.monotonic()
-    subprocess.run(
-        [*command, "--accept-disagreement", "--max-slowdown", "1000"], check=True, cwd=ROOT, stdout=subprocess.DEVNULL
-    )
-    end = time.monotonic()
-    retire(chaos.repository, keep=0)
-    time.sleep(2)
-    return start, end
 
 
 def restart_with_damage(repository: Repository, bad: Path) -> float:

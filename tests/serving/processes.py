@@ -45,9 +45,9 @@ def stub_of(state: ServerState, model: str) -> Stub | None:
     return next((stub for stub in stubs if stub.model == model and stub.state != STOPPED), None)
 
 
-def answers(state: ServerState) -> bool:
-    """Whether one request to the classifier is answered, without any retry."""
-    return infer(state.http_url, CLASSIFIER, None, 5.0).status == OK
+def answers(state: ServerState, timeout_s: float = 5.0) -> bool:
+    """Whether one request to the classifier is answered in time, without any retry."""
+    return infer(state.http_url, CLASSIFIER, None, timeout_s).status == OK
 
 
 def leftovers(state: ServerState) -> list[str]:

@@ -29,6 +29,7 @@ MADE: dict[str, Callable[[], dict[str, Any]]] = {
     "load-steady.json": lambda: made.load_file("steady"),
     "search-fifty.json": made.search_file,
     "chaos-swap.json": made.swap_file,
+    "chaos-swap-tiny.json": made.tiny_swap_file,
     "overload.json": made.overload_file,
     "soak.json": made.soak_file,
 }
@@ -142,6 +143,15 @@ def test_the_swap_table_counts_what_clients_noticed(tmp_path: Path) -> None:
     assert found["p99 at 40 % load, while a release loads"] == "90.0 ms, 3.00x"
 
 
+def test_the_swap_table_has_growth_and_missed_targets_where_the_file_has_them(tmp_path: Path) -> None:
+    table = swap.tables(written(tmp_path, "chaos-swap-tiny.json"))["all"]
+    found: dict[str, str] = dict(map(tuple, rows(table)))  # type: ignore[arg-type]
+    assert found["model"] == "tiny"
+    assert found["slowest rollback"] == "0.31 s"
+    assert found["growth of memory along the swaps of a server"] == "+1.5 MB (standard error 2.0)"
+    assert found["targets missed"] == "flip_ratio is 1.3, allowed 1.25"
+
+
 def test_swaps_without_latency_have_fewer_rows_and_charts(tmp_path: Path) -> None:
     left_out = ("p99", "sequential", "timeline")
     content = {key: value for key, value in made.swap_file().items() if not any(part in key for part in left_out)}
@@ -248,6 +258,7 @@ def test_a_wrong_type_anywhere_is_an_error_that_names_the_file(tmp_path: Path, n
         "engines.json": '"speedup": 5.0',
         "int8.json": '"flips": 0.023',
         "chaos-swap.json": '"mixed": 0',
+        "chaos-swap-tiny.json": '"mixed": 0',
         "overload.json": '"goodput_per_s": 10.0',
         "soak.json": '"pss_mb": 400.0',
     }
@@ -284,6 +295,7 @@ def test_what_is_there_becomes_sections_and_the_rest_is_missing(tmp_path: Path) 
         "Load",
         "Search",
         "Swap",
+        "Swap, tiny model",
         "Overload",
         "Soak",
     ]
