@@ -4,7 +4,8 @@
 
 Open loop: requests are sent at fixed times whatever the answers do. Capacity is the goodput of a closed loop just before.
 Goodput counts answers within the objective, from the time that the request was due. The generator runs on the server's cores,
-so what it takes of them is measured as well, and its peak is also compared with that share taken off.
+so what it takes of them is measured as well, and its peak is also compared with that share taken off. From twice the capacity
+on, goodput has to keep `OF_PEAK` of its best and the server has to be itself again after `RECOVERY_S`; else the exit code is 1.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any
 import tyro
 from tqdm import tqdm
 
-from contract.command import UsageError, run_command
+from contract.command import Failure, UsageError, run_command
 from contract.files import write_json
 from serving.state import ServerState, read_state
 from serving.stubs import find_children, read_status
@@ -38,6 +39,7 @@ from tests.serving.processes import server_pid
 CLOSED_TEXTS = 128
 """Texts under way while the capacity is measured: two full batches, so that the engine never waits and nobody is refused."""
 REST_FACTOR = 0.5
+OF_PEAK, RECOVERY_S = 0.9, 2.0
 REFUSALS = {"UNAVAILABLE", "RESOURCE_EXHAUSTED"}
 
 
@@ -134,6 +136,18 @@ def compare_with_peak(phases: Sequence[dict[str, Any]], cores: int) -> None:
             phase[key] = round(value / max(goodput), 3)
 
 
+def failures(phases: Sequence[dict[str, Any]]) -> list[str]:
+    """What was missed at twice the capacity and beyond; empty when nothing was."""
+    missed = []
+    for phase in phases:
+        if phase["factor"] >= 2:
+            if phase["of_peak"] < OF_PEAK:
+                missed.append(f"at {phase['factor']:g}x goodput is {phase['of_peak']:.0%} of its peak, not {OF_PEAK:.0%}")
+            if phase["recovery_s"] > RECOVERY_S:
+                missed.append(f"after {phase['factor']:g}x it took {phase['recovery_s']:g} s to recover, not {RECOVERY_S:g}")
+    return missed
+
+
 async def measure(options: Overload, state: ServerState) -> dict[str, Any]:
     """All phases against a server."""
     objective_s = options.objective_ms / 1000
@@ -153,7 +167,7 @@ async def measure(options: Overload, state: ServerState) -> dict[str, Any]:
     finally:
         await generator.close()
     compare_with_peak(phases, len(os.sched_getaffinity(0)))
-    return {"capacity_per_s": capacity, "phases": phases}
+    return {"capacity_per_s": capacity, "phases": phases, "missed": failures(phases)}
 
 
 def overload(options: Overload) -> None:
@@ -177,6 +191,7 @@ def overload(options: Overload) -> None:
             f"answers {phase['answer_ms']} ms  recovery {phase['recovery_s']} s  "
             f"cores {phase['cores']}  errors {phase['errors']}"
         )
+    print(f"targets missed: {'; '.join(measured['missed']) or 'none'}")
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         facts = {"date": datetime.now(UTC).date().isoformat(), "cores": len(os.sched_getaffinity(0))}
@@ -184,6 +199,8 @@ def overload(options: Overload) -> None:
         facts |= {"texts": options.texts, "tokens": options.tokens, "objective_ms": options.objective_ms}
         write_json(options.output, facts | measured)
         print(f"wrote {options.output}")
+    if measured["missed"]:
+        raise Failure("; ".join(measured["missed"]))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from contract.tensors import CLASSIFIER, TOKENIZER
 from serving.deployment import Deployment
 from tests.served import deployed, serving, wait_until
 from tests.serving.load import OK, Generator, Sent, request_bytes
-from tests.serving.overload import compare_with_peak, recovery_s, summarise
+from tests.serving.overload import compare_with_peak, failures, recovery_s, summarise
 from tests.tiny import tiny_texts
 
 TEXTS = [text for text, _ in tiny_texts(64)]
@@ -39,6 +39,16 @@ def test_goodput_is_compared_with_the_best_as_it_is_and_per_core_that_the_genera
     compare_with_peak(phases, 2)
     assert [phase["of_peak"] for phase in phases] == [1.0, 0.75, 0.8]
     assert [phase["of_peak_per_core"] for phase in phases] == [1.0, 1.0, 0.8]
+
+
+def test_less_goodput_and_a_slow_recovery_are_missed_targets_from_twice_the_capacity_on() -> None:
+    phases = [{"factor": factor, "of_peak": 0.9, "recovery_s": 2.0} for factor in (2.0, 5.0, 10.0)]
+    assert failures([{"factor": 0.5, "of_peak": 0.5, "recovery_s": 3.0}, *phases]) == []
+    phases[0]["of_peak"], phases[2]["recovery_s"] = 0.89, 2.1
+    assert failures(phases) == [
+        "at 2x goodput is 89% of its peak, not 90%",
+        "after 10x it took 2.1 s to recover, not 2",
+    ]
 
 
 @pytest.mark.server
