@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
-import openvino
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from builders.hardware import cpu_flags, has_bf16
+from builders.served import engine_module
 from training.bert_config import BertConfig
 
 SIZE = 2048
@@ -81,7 +81,7 @@ def _in_onnxruntime(graph: onnx.ModelProto, values: npt.NDArray[Any]) -> Callabl
 
 
 def _in_openvino(graph: onnx.ModelProto, computes: str, values: npt.NDArray[Any]) -> Callable[[], object]:
-    core = openvino.Core()
+    core = engine_module().openvino_core()
     options = {"INFERENCE_PRECISION_HINT": computes, "PERFORMANCE_HINT": "LATENCY"}
     request = core.compile_model(core.read_model(graph.SerializeToString()), "CPU", options).create_infer_request()
     return lambda: request.infer({"x": values}, share_inputs=True, share_outputs=True)

@@ -22,7 +22,7 @@ from builders.engine_record import EngineRecord
 from builders.hardware import cpu_flags, describe_cpu, has_bf16
 from builders.onnx_export import build_onnx
 from builders.parity import BOUNDS, Parity, Reference, failures_of, prove
-from builders.served import open_served
+from builders.served import engine_module, open_served
 from contract.command import Failure, UsageError
 from contract.files import write_bytes, write_json
 from contract.tensors import ATTENTION_MASK, FEATURES, INPUT_IDS
@@ -83,7 +83,7 @@ def _write_openvino(folder: Path, graph: onnx.ModelProto, computes: str) -> dict
     """OpenVINO has one operator for the attention over Q, K and V, and none for that with their products."""
     import openvino
 
-    model = openvino.Core().read_model(graph.SerializeToString())
+    model = engine_module().openvino_core().read_model(graph.SerializeToString())
     openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
     return {"inference_precision": computes, "length_step": OPENVINO_LENGTH_STEP}
 

@@ -16,6 +16,7 @@ import onnxruntime
 import torch
 
 from builders.parity import Float32, Int32
+from builders.served import engine_module
 from builders.timing import Rows, Run
 from contract.tensors import ATTENTION_MASK, INPUT_IDS
 
@@ -107,9 +108,7 @@ def onnxruntime_rival(path: Path) -> Call:
 
 def openvino_rival(path: Path) -> Call:
     """OpenVINO on an ONNX file; its own default computes in bf16 where the processor has it."""
-    import openvino
-
-    compiled = openvino.Core().compile_model(path, "CPU")
+    compiled = engine_module().openvino_core().compile_model(path, "CPU")
     return lambda ids, mask: compiled({INPUT_IDS: ids, ATTENTION_MASK: mask})[0]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,27 @@ def test_every_runtime_is_asked_for_the_products_that_its_engines_compute(monkey
     assert {"fp32 torch", "fp32 onnxruntime", "fp32 openvino", "int8 onnxruntime", "int8 openvino", "bf16 torch"} <= set(calls)
     for call in calls.values():
         call()
+
+
+USED_TWICE = """
+import gc, signal
+from builders import ceilings
+ceilings.SIZE = 64
+first, second = ceilings.ceiling_calls(), ceilings.ceiling_calls()
+del first
+gc.collect()
+del second
+gc.collect()
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_an_interrupt_is_no_crash_where_openvino_was_used_more_than_once() -> None:
+    done = subprocess.run([sys.executable, "-c", USED_TWICE], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
 
 
 def test_a_run_without_berts_base_shape_is_shown_without_it() -> None:

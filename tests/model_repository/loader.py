@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from builders.served import engine_module
 from tests.model_repository import fake_backend
 
 SOURCE = Path(__file__).resolve().parents[2] / "model_repository"
@@ -27,10 +28,12 @@ def load_module(model: str) -> Any:
         patch.setitem(sys.modules, "triton_python_backend_utils", fake_backend)
         importlib.invalidate_caches()
         try:
-            module = importlib.import_module("1.model")
+            module: Any = importlib.import_module("1.model")
         finally:
             for name in ("1.model", "1"):
                 sys.modules.pop(name, None)
+    if hasattr(module, "openvino_core"):
+        module.openvino_core = engine_module().openvino_core  # one for the process, though this module is loaded many times
     return module
 
 

@@ -8,6 +8,7 @@ Shapes: B rows of a request, T its padded length, F features, numbers beside the
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import time
@@ -82,12 +83,17 @@ def open_onnxruntime(folder: Path, settings: dict[str, Any], threads: int) -> Ca
     return lambda *given: session.run(["logits"], dict(zip(INPUTS, given, strict=False)))[0]
 
 
-def open_openvino(folder: Path, settings: dict[str, Any], threads: int) -> Call:
-    """`model.xml` in OpenVINO; its threads sleep between requests, and are not bound to cores that the server needs."""
+@functools.cache
+def openvino_core() -> Any:
+    """One for the process: each lends it a stack for signals, which may outlive the core, and then a Ctrl-C is a crash."""
     import openvino
 
-    core = openvino.Core()
-    computes = settings["inference_precision"]
+    return openvino.Core()
+
+
+def open_openvino(folder: Path, settings: dict[str, Any], threads: int) -> Call:
+    """`model.xml` in OpenVINO; its threads sleep between requests, and are not bound to cores that the server needs."""
+    core, computes = openvino_core(), settings["inference_precision"]
     if computes == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise RuntimeError("this engine computes in bf16, which this processor lacks: build the release on this machine")
     options = {"INFERENCE_PRECISION_HINT": computes, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
