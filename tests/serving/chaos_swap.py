@@ -194,8 +194,9 @@ def run(options: ChaosSwap, folder: Path) -> dict[str, Any]:
                 bar.update(found["done"] + piece["done"] - bar.n)
                 save(part, add(found, piece))
                 must, longest = False, max(longest, time.monotonic() - began)
-    found = add(found, piece) | {"engine": read_manifest(release).engine}
+    found = add(found, piece)
     if found["done"] == options.swaps:
+        found["engine"] = read_manifest(release).engine
         found["restart_s"] = restart_with_damage(repository, bad["truncated engine"])
         if part is not None:
             part.unlink()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from contract.command import Failure
-from contract.files import write_bytes
+from contract.files import whole_file
 from contract.tensors import ENGINE
 from serving.publish import publish
 from serving.rehearsal import rehearse
@@ -23,16 +25,19 @@ def test_a_disk_that_is_full_from_any_write_on_leaves_what_was_there(
     labels = sorted(repository.path.glob("*/labels-*.txt"))
     written, rehearsed = 0, functools.cache(lambda: rehearse(repository, 1))
 
-    def write(path: Path, data: bytes) -> None:
+    @contextmanager
+    def whole(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
         nonlocal written
         written += 1
         if written > room and copy.exists():  # what was copied in is what filled it
             raise OSError(28, "No space left on device")
-        write_bytes(path, data)
+        with whole_file(path, mode=mode) as temporary:
+            yield temporary
 
     monkeypatch.setattr("serving.publish.rehearse", lambda *_, **__: rehearsed())
-    monkeypatch.setattr("serving.repository.write_bytes", write)
-    for room in range(100):  # noqa: B007 - read by `write`
+    for writer in ("contract.files.whole_file", "contract.repository.whole_file"):
+        monkeypatch.setattr(writer, whole)
+    for room in range(100):  # noqa: B007 - read by `whole`
         written = 0
         try:
             assert publish(second_release, repository) == 2
