@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
-import openvino
 import pytest
 import torch
 
