@@ -57,7 +57,7 @@ def publish_alone(release: Path, template: Path, target: Path) -> None:
         UsageError: `template` is no deployed repository.
         Failure: the release cannot be published; with the command's own message.
     """
-    _check_deployed(template)
+    check_deployed(template)
     steps = {str(template / step) for step in STEPS}
 
     def left_out(folder: str, names: list[str]) -> set[str]:
@@ -72,7 +72,8 @@ def publish_alone(release: Path, template: Path, target: Path) -> None:
         raise Failure(f"cannot publish {release}: {done.stderr.strip()}")
 
 
-def _check_deployed(template: Path) -> None:
+def check_deployed(template: Path) -> None:
+    """Raise UsageError for what `builders` did not render."""
     if not (template / CLASSIFIER).is_dir():
         raise UsageError(f"{template} is not a deployed repository; python -m builders.build renders one")
 
@@ -83,7 +84,7 @@ def template_hashes(template: Path) -> dict[str, str]:
     Raises:
         UsageError: `template` is no deployed repository.
     """
-    _check_deployed(template)
+    check_deployed(template)
     found = {}
     for path in sorted(path for step in STEPS for path in (template / step).rglob("*.pbtxt")):
         text = re.sub(r"^version_policy \{\n.*?^\}\n", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)

@@ -20,6 +20,7 @@ from typing import Annotated
 import tyro
 
 from contract.command import Failure, UsageError, run_command
+from loadtests.deployment import check_deployed
 from loadtests.peers.catalogue import catalogue, processor_flags
 from loadtests.peers.goals import OURS
 from loadtests.peers.session import Session
@@ -87,6 +88,9 @@ def main(options: Peers) -> None:
         )
         return
     wanted = [peer for peer in peers if not options.only or peer.name in options.only]
+    ours = not options.only or OURS in options.only
+    if ours:
+        check_deployed(options.repository)  # ours comes last, after many minutes
     session = Session(
         checkpoint=options.checkpoint,
         release=options.release,
@@ -103,7 +107,7 @@ def main(options: Peers) -> None:
         fresh=options.fresh,
     )
     for number in range(1, options.rounds + 1):
-        session.measure_round(number, wanted, ours=not options.only or OURS in options.only)
+        session.measure_round(number, wanted, ours=ours)
     session.book.write()
     print("\n\n".join(tables(options.output).values()))
     print(f"\nwrote {options.output}")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from contract.command import UsageError
-from loadtests.peers.__main__ import Peers
+from loadtests.peers.__main__ import Peers, main
 from loadtests.peers.catalogue import Launch, Peer, best_dtype, catalogue, processor_flags
 from loadtests.peers.environments import REQUIREMENTS
 from loadtests.peers.process import ROOT
@@ -95,3 +95,9 @@ def test_this_processors_flags_are_read() -> None:
 def test_options_that_cannot_be_are_refused(changes: dict[str, object], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         Peers(checkpoint=Path("merged"), **changes)  # type: ignore[arg-type]
+
+
+def test_a_repository_that_is_none_is_refused_before_any_peer_is_measured(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is not a deployed repository"):
+        main(Peers(checkpoint=tmp_path, repository=tmp_path / "none", work=tmp_path / "work", output=tmp_path / "peers.json"))
+    assert not (tmp_path / "work").exists()
