@@ -146,7 +146,7 @@ def test_every_length_fits_its_bucket_and_a_longer_one_never_gets_a_smaller(modu
 
 def test_arrays_are_padded_on_the_right_with_the_pad_id_and_a_zero_mask(module: Any, tokenizer: Tokenizer) -> None:
     encodings = tokenizer.encode_batch(["cat", "cat tree"])
-    ids, mask, truncated = module.to_arrays(encodings, 6, 77)
+    ids, mask, truncated = module.to_arrays([module.Tokens(one.ids, truncated=False) for one in encodings], 6, 77)
     assert ids.tolist() == [[*encodings[0].ids, 77, 77, 77], [*encodings[1].ids, 77, 77]]
     assert mask.tolist() == [[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0]]
     assert truncated.tolist() == [[False], [False]]
@@ -192,33 +192,39 @@ def random_text(generator: random.Random) -> str:
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("seed", range(8))
 def test_of_a_long_text_the_head_gives_the_tokens_of_the_whole(module: Any, tokenizer: Tokenizer, seed: int, side: str) -> None:
-    reading = Tokenizer.from_str(tokenizer.to_str())
-    reading.enable_truncation(MAX_LENGTH, direction=side)
-    generator = random.Random(seed)
-    texts = [random_text(generator) for _ in range(150)]
-    for text, found in zip(texts, module.encode_texts(reading, texts, MAX_LENGTH), strict=True):
-        whole = reading.encode(text)
-        assert (found.ids, bool(found.overflowing)) == (whole.ids, bool(whole.overflowing)), repr(text)
+    whole = Tokenizer.from_str(tokenizer.to_str())
+    whole.enable_truncation(MAX_LENGTH, direction=side)
+    reader, generator = module.Reader(whole.to_str()), random.Random(seed)
+    for text in [random_text(generator) for _ in range(150)]:
+        expected = whole.encode(text)
+        assert reader.read(text) == (expected.ids, bool(expected.overflowing)), repr(text)
 
 
 class Recording:
     """A tokenizer that notes what it was given."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer, self.truncation = tokenizer, tokenizer.truncation
-        self.calls: list[list[int]] = []
+        self._tokenizer = tokenizer
+        self.calls: list[int] = []
 
     def encode_batch_fast(self, texts: list[str]) -> Any:
-        self.calls.append([len(text) for text in texts])
+        self.calls += [len(text) for text in texts]
         return self._tokenizer.encode_batch_fast(texts)
 
 
-def test_a_long_text_is_read_as_far_as_the_model_reads(module: Any, tokenizer: Tokenizer) -> None:
-    recording = Recording(tokenizer)
-    few = "tree" + " " * HEAD + "cat"  # too few tokens within the head
-    found = module.encode_texts(recording, ["cat", "cat " * 20_000, few], MAX_LENGTH)
-    assert recording.calls == [[3, HEAD - 1, HEAD - 1], [len(few)]]
-    assert [encoding.ids for encoding in found] == [tokenizer.encode(text).ids for text in ("cat", "cat " * 20_000, few)]
+@pytest.fixture
+def recorded(module: Any, tokenizer: Tokenizer) -> tuple[Any, list[int]]:
+    """A reader, and the lengths of the texts that its tokenizer read itself."""
+    reader = module.Reader(tokenizer.to_str())
+    reader.tokenizer = Recording(reader.tokenizer)
+    return reader, reader.tokenizer.calls
+
+
+def test_a_long_text_is_read_as_far_as_the_model_reads(recorded: tuple[Any, list[int]], tokenizer: Tokenizer) -> None:
+    reader, calls = recorded
+    texts = ["é", "é " * 20_000, "é" + " " * HEAD + "cat"]  # the last has too few tokens within the head
+    assert [reader.read(text).ids for text in texts] == [tokenizer.encode(text).ids for text in texts]
+    assert calls == [1, HEAD - 1, HEAD - 1, len(texts[2])]
 
 
 def test_a_head_ends_at_a_space_and_without_one_the_text_is_whole(module: Any) -> None:
