@@ -108,7 +108,7 @@ def decide(outcomes: Iterator[Outcome], release: str, limits: Limits, *, since: 
 
 def describe(test: CanaryTest) -> str:
     """The evidence in words."""
-    return f"disagrees on {test.disagreement} texts, fails {test.errors} requests, slower in {test.slower} pairs that differ"
+    return f"disagrees on {test.disagreement} texts, fails {test.errors} requests, too slow in {test.slower} pairs"
 
 
 def _outcomes(options: Canary, url: str) -> Iterator[Outcome]:

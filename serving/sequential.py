@@ -30,7 +30,7 @@ class Limits:
     usual_error_rate: float = 0.001
     """One that fails on this share, or less, is good."""
     max_slowdown: float = 1.5
-    """Latencies within this ratio of the serving release's count as equal."""
+    """A candidate that takes more than this many times as long as the serving release, in most pairs, is rolled back."""
     false_alarm: float = 0.01
     """Largest probability of rolling back a candidate that is good in every respect."""
     missed: float = 0.01
@@ -84,9 +84,10 @@ class RateTest:
 class CanaryTest:
     """Three rate tests over the outcomes of a canary: label disagreement, errors, latency.
 
-    Latency is judged by its sign, which no distribution can upset: of the pairs whose two latencies are further apart than
-    `max_slowdown`, the candidate is the slower one in about half when the releases are equally fast, and in nearly all when it
-    is slower by that factor. Such pairs may never come, so latency can only speak against a candidate.
+    Latency is judged by a sign, which no distribution can upset: the candidate takes more than `max_slowdown` times as long in
+    half of the pairs when that is its median slowdown, in more when it is slower still. Being slower by less is no reason:
+    beside traffic a good candidate is, whose processes sleep while those of the serving release are awake. Latency can only
+    speak against a candidate.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -95,7 +96,7 @@ class CanaryTest:
 
         self.disagreement = test(limits.usual_disagreement, limits.max_disagreement)
         self.errors = test(limits.usual_error_rate, limits.max_error_rate)
-        self.slower = test(0.55, 0.8)
+        self.slower = test(0.4, 0.6)
         self._max_slowdown = limits.max_slowdown
 
     def add(self, outcome: Outcome) -> Verdict:
@@ -104,8 +105,7 @@ class CanaryTest:
         if outcome.error is None:
             self.disagreement.observe(outcome.disagreements, outcome.texts)
             ratio = outcome.candidate_ms / outcome.serving_ms if outcome.serving_ms else 1.0
-            if not 1 / self._max_slowdown <= ratio <= self._max_slowdown:
-                self.slower.observe(ratio > 1)
+            self.slower.observe(ratio > self._max_slowdown)
         return self.verdict
 
     @property

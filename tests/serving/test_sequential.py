@@ -70,6 +70,20 @@ def test_a_slower_candidate_is_taken_back_and_a_noisy_one_is_not(slowdown: float
     assert test.verdict == verdict
 
 
+@pytest.mark.parametrize(("slowdown", "verdict"), [(1.25, "good"), (2.0, "bad")])
+def test_what_traffic_does_to_a_good_candidate_does_not_take_it_back(slowdown: float, verdict: Verdict) -> None:
+    """As measured: 1.25 times as slow beside traffic, and the slower one in nearly all pairs that differ by 1.5 times."""
+    generator = np.random.default_rng(2)
+    found = []
+    for _ in range(100):
+        test = CanaryTest(Limits())
+        for old, new in generator.lognormal(0.0, 0.25, (1000, 2)):
+            if test.add(outcome(serving_ms=2.5 * old, candidate_ms=slowdown * 2.5 * new)) != "open":
+                break
+        found.append(test.verdict)
+    assert found.count(verdict) >= 99  # 0.99 promised
+
+
 def test_every_text_of_a_request_counts() -> None:
     test = CanaryTest(Limits())
     test.add(outcome(texts=10, disagreements=4))
