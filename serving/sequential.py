@@ -96,7 +96,7 @@ class CanaryTest:
 
         self.disagreement = test(limits.usual_disagreement, limits.max_disagreement)
         self.errors = test(limits.usual_error_rate, limits.max_error_rate)
-        self.slower = test(0.4, 0.6)
+        self.slower = test(0.45, 0.55)
         self._max_slowdown = limits.max_slowdown
 
     def add(self, outcome: Outcome) -> Verdict:
