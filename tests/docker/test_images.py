@@ -55,6 +55,14 @@ def test_what_is_copied_exists_and_nobody_is_root(dockerfile: Path) -> None:
     assert [line for line in lines if line.startswith("USER ")] == ["USER 1000:1000"]
 
 
+def test_the_build_is_sent_what_is_copied_and_no_secret() -> None:
+    lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    everything, *sent = [line for line in lines if not line.startswith(("#", "**"))]
+    assert everything == "*"
+    copied = {word for each in DOCKERFILES for word in re.findall(r"^COPY (.*) \S+$", each.read_text(), re.M)}
+    assert {line.removeprefix("!") for line in sent} == {word for words in copied for word in words.split()}
+
+
 def installed(dockerfile: Path) -> set[str]:
     """Names of the packages that the Dockerfile installs."""
     text = re.sub(r"\\\n", " ", dockerfile.read_text(encoding="utf-8"))
