@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from tests.docker.kserve import EXTENSION
+
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
 DOCKERFILES = [DOCKER / "Dockerfile.server", DOCKER / "Dockerfile.builder"]
@@ -19,6 +21,9 @@ MANIFESTS: dict[str, dict[str, Any]] = {
     for path in sorted((DOCKER / "kubernetes").rglob("*.yaml"))
     for document in yaml.safe_load_all(path.read_text(encoding="utf-8"))
 }
+(ADAPTER_RULE,) = yaml.safe_load(MANIFESTS["prometheus-adapter ConfigMap bert-prometheus-adapter"]["data"]["config.yaml"])[
+    "rules"
+]
 UNITS = {"k": 2**10, "m": 2**20, "g": 2**30, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
 
@@ -57,7 +62,6 @@ def pod_spec(manifest: dict[str, Any]) -> dict[str, Any]:
     if manifest["kind"] == "Deployment":
         spec = manifest["spec"]["template"]["spec"]
     else:
-        scaling = {"minReplicas", "maxReplicas", "scaleMetric", "scaleTarget"}
-        spec = {key: value for key, value in manifest["spec"]["predictor"].items() if key not in scaling}
+        spec = {key: value for key, value in manifest["spec"]["predictor"].items() if key not in EXTENSION}
     assert isinstance(spec, dict)
     return spec

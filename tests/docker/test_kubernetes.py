@@ -7,9 +7,10 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
-import yaml
 
-from tests.docker.files import MANIFESTS, container, pod_spec
+from serving.launch import DRAIN_TIMEOUT_S
+from serving.proxy import Proxy
+from tests.docker.files import ADAPTER_RULE, MANIFESTS, container, pod_spec
 
 DEPLOYMENT = MANIFESTS["deployment Deployment bert"]
 INFERENCE = MANIFESTS["inferenceservice InferenceService bert"]
@@ -57,19 +58,45 @@ def test_the_parts_find_each_other() -> None:
     assert budget < DEPLOYMENT["spec"]["replicas"]
 
 
-def test_the_autoscaler_asks_for_the_metric_that_the_adapter_offers() -> None:
-    scaler = MANIFESTS["autoscaling HorizontalPodAutoscaler bert"]["spec"]
-    assert scaler["scaleTargetRef"]["name"] == DEPLOYMENT["metadata"]["name"]
-    (rule,) = yaml.safe_load(MANIFESTS["autoscaling ConfigMap bert-prometheus-adapter"]["data"]["config.yaml"])["rules"]
-    assert [metric["pods"]["metric"]["name"] for metric in scaler["metrics"]] == [rule["name"]["as"]]
-    assert "nv_inference_queue_duration_us" in rule["metricsQuery"]
+@pytest.mark.parametrize(("where", "target"), [("autoscaling", "bert"), ("inferenceservice", "bert-predictor")])
+def test_the_autoscaler_asks_for_the_metric_that_the_adapter_offers(where: str, target: str) -> None:
+    scaler = MANIFESTS[f"{where} HorizontalPodAutoscaler bert"]["spec"]
+    assert scaler["scaleTargetRef"] == {"apiVersion": "apps/v1", "kind": "Deployment", "name": target}
+    assert [metric["pods"]["metric"]["name"] for metric in scaler["metrics"]] == [ADAPTER_RULE["name"]["as"]]
     assert scaler["minReplicas"] == DEPLOYMENT["spec"]["replicas"]
+    assert scaler == MANIFESTS["autoscaling HorizontalPodAutoscaler bert"]["spec"] | {
+        "scaleTargetRef": scaler["scaleTargetRef"]
+    }
+
+
+def test_kserve_s_pods_are_found_by_what_is_around_them() -> None:
+    name = INFERENCE["metadata"]["name"]
+    assert MANIFESTS["inferenceservice HorizontalPodAutoscaler bert"]["spec"]["scaleTargetRef"]["name"] == f"{name}-predictor"
+    own = {"serving.kserve.io/inferenceservice": name}  # KServe's label of the pods
+    assert MANIFESTS["inferenceservice PodDisruptionBudget bert"]["spec"]["selector"]["matchLabels"] == own
+    policy = MANIFESTS["inferenceservice NetworkPolicy bert"]["spec"]
+    assert (policy["podSelector"]["matchLabels"], policy["egress"]) == (own, [])
+    (served,) = PODS["InferenceService"]["containers"][0]["ports"]
+    scraped = INFERENCE["spec"]["predictor"]["annotations"]["prometheus.io/port"]
+    opened = [port["port"] for rule in policy["ingress"] for port in rule["ports"]]
+    assert opened == [served["containerPort"], int(scraped)]
+    assert all(rule["from"] for rule in policy["ingress"])  # nobody reaches the server but over the gateway's limits
+
+
+@pytest.mark.parametrize("kind", PODS)
+def test_a_pod_is_given_the_time_to_answer_what_it_has(kind: str) -> None:
+    """First the services leave it out, then the supervisor drains: as long as its server may, and five seconds more."""
+    for each in PODS[kind]["containers"]:
+        program, pause = each["lifecycle"]["preStop"]["exec"]["command"]
+        assert program == "sleep"
+        assert PODS[kind]["terminationGracePeriodSeconds"] > int(pause) + max(DRAIN_TIMEOUT_S + 10, Proxy().read_timeout_s)
 
 
 @pytest.mark.parametrize("kind", PODS)
 def test_a_pod_is_confined_and_probed_by_a_real_inference(kind: str) -> None:
     pod = PODS[kind]
     assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert pod["automountServiceAccountToken"] is False
     volumes = {volume["name"] for volume in pod["volumes"]}
     for each in [*pod["initContainers"], *pod["containers"]]:

@@ -22,6 +22,7 @@ import yaml
 from clients import BadRequest, connect
 from clients.transport import GrpcTransport
 from serving.state import ServerState
+from tests.docker.files import ADAPTER_RULE
 from tests.served import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +34,9 @@ METRIC = re.compile(r"\b(?:nv|bert)_[a-z0-9_]+\b(?!\"|\|)")
 NO_PROMETHEUS = shutil.which("prometheus") is None or shutil.which("promtool") is None
 needs_prometheus = pytest.mark.skipif(NO_PROMETHEUS, reason="prometheus is not installed: apt-get install prometheus")
 QUERIES = [(panel["title"], target["expr"]) for panel in DASHBOARD["panels"] for target in panel["targets"]]
+# As prometheus-adapter fills it in for the pods of one namespace; here a server is an instance.
+AUTOSCALING = ADAPTER_RULE["metricsQuery"].replace("<<.LabelMatchers>>", 'instance=~".+"').replace("<<.GroupBy>>", "instance")
+QUERIES.append((ADAPTER_RULE["name"]["as"], AUTOSCALING))
 
 
 def absent(expression: str) -> str:
@@ -163,7 +167,7 @@ def scraped(watched: ServerState, tmp_path_factory: pytest.TempPathFactory) -> I
 @pytest.mark.parametrize(
     ("title", "expression"), QUERIES, ids=[f"{title} {number}" for number, (title, _) in enumerate(QUERIES)]
 )
-def test_every_query_of_a_panel_returns_data_under_load(scraped: str, title: str, expression: str) -> None:
+def test_every_query_of_a_panel_and_of_the_adapter_returns_data_under_load(scraped: str, title: str, expression: str) -> None:
     query = expression.replace("$__rate_interval", "1m")
     if reason := absent(expression):
         assert get(scraped, "/api/v1/query", query=query)["resultType"] == "vector"  # it is read all the same
