@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 import tyro
 
 from builders.build import Build
+from serving.events import events_path
 from serving.proxy import LARGEST_BODY, Proxy
-from tests.docker.files import COMPOSE, DOCKERFILES, ROOT, default_of
+from tests.docker.files import COMPOSE, DOCKERFILES, MANIFESTS, ROOT, container, default_of, pod_spec
 
 DOCS = {name: (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("deploying", "security")}
 LINES = [line.strip() for text in DOCS.values() for line in text.splitlines() if line.startswith("    ")]
@@ -47,6 +49,26 @@ def test_what_compose_runs_in_its_containers_is_there() -> None:
     }
     assert {word for line in lines for word in re.findall(r"-m ([\w.]+)", line)} == {"serving.releases"}
     assert set(COMPOSE["services"]) >= {"server", "builder"}
+
+
+def test_what_kubernetes_mounts_is_what_the_operator_is_told_to_make() -> None:
+    made = {line.split()[3 + line.count(" generic ")]: line for line in LINES if line.startswith("kubectl create")}
+    volumes = {volume["name"]: volume for volume in pod_spec(MANIFESTS["deployment Deployment bert"])["volumes"]}
+    assert set(made) == {volumes["template"]["configMap"]["name"], volumes["tls"]["secret"]["secretName"]}
+    assert f"`{volumes['published']['persistentVolumeClaim']['claimName']}`" in DOCS["deploying"]
+    (tls,) = [variable["value"] for variable in container("nginx")["env"] if variable["name"] == "BERT_TLS"]
+    assert set(re.findall(r"from-file=([\w.]+)=", made["bert-tls"])) == set(re.findall(r"/tls/([\w.]+)", tls))
+
+
+def test_a_tag_is_chosen_for_every_command_and_not_for_the_build_alone() -> None:
+    assert [line for line in LINES if re.search(r"TRITON_TAG=", line) and not line.startswith("export ")] == []
+
+
+def test_the_page_says_where_log_and_events_of_the_containers_are() -> None:
+    words = COMPOSE["services"]["server"]["command"]
+    log = Path(words[words.index("--log") + 1])
+    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    assert all(f"`{path}`" in page for path in (log, events_path(log)))
 
 
 def test_the_table_of_tags_and_the_limits_are_those_of_the_files() -> None:
