@@ -21,9 +21,8 @@ MANIFESTS: dict[str, dict[str, Any]] = {
     for path in sorted((DOCKER / "kubernetes").rglob("*.yaml"))
     for document in yaml.safe_load_all(path.read_text(encoding="utf-8"))
 }
-(ADAPTER_RULE,) = yaml.safe_load(MANIFESTS["prometheus-adapter ConfigMap bert-prometheus-adapter"]["data"]["config.yaml"])[
-    "rules"
-]
+ADAPTER = MANIFESTS["prometheus-adapter ConfigMap bert-prometheus-adapter"]
+(ADAPTER_RULE,) = yaml.safe_load(ADAPTER["data"]["config.yaml"])["rules"]
 UNITS = {"k": 2**10, "m": 2**20, "g": 2**30, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
 

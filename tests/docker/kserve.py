@@ -1,8 +1,9 @@
 """What KServe takes for an InferenceService whose predictor is a pod of our own: a schema, and its rules beyond one.
 
 Names and types are those of the package kserve 0.21.0 (kserve/models/v1beta1_*.py), whose requirements exclude ours; the rules
-are those of its webhooks (kserve/kserve, pkg/apis/serving/v1beta1: inference_service_validation.go, inference_service_defaults.go
-and predictor_custom.go). The fields of the pod itself are Kubernetes' own: tests/docker/files.py, `pod_spec`.
+are those of its webhooks (kserve/kserve, pkg/apis/serving/v1beta1: inference_service_validation.go,
+inference_service_defaults.go and predictor_custom.go). The fields of the pod itself are Kubernetes' own: `pod_spec` of
+tests/docker/files.py.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ EXTENSION: dict[str, Any] = {
 }
 """What a predictor has beside the fields of a pod (ComponentExtensionSpec)."""
 
-FRAMEWORKS = "huggingface lightgbm model onnx paddle pmml pytorch sklearn tensorflow triton xgboost".split()
+FRAMEWORKS = [
+    *("huggingface", "lightgbm", "model", "onnx", "paddle", "pmml"),
+    *("pytorch", "sklearn", "tensorflow", "triton", "xgboost"),
+]
 """Predictors that are no pod of one's own; KServe wants exactly one implementation."""
 
 SCHEMA: dict[str, Any] = {
