@@ -120,10 +120,16 @@ class ServerProcess:
                 return  # an instance whose stub died while it owed an answer is never given up: no use in waiting
 
     def _wait_for_group(self) -> None:
-        """Wait until no process of the group runs. What has ended may stay a zombie for as long as init likes."""
+        """Wait until no process of the group runs. What has ended may stay a zombie for as long as init likes.
+
+        In a container init is this process, to which the stubs fall: they would count as processes for as long as it lives.
+        """
         deadline = time.monotonic() + 5
         while time.monotonic() < deadline and _group_runs(self._process.pid):
             time.sleep(0.02)
+        with contextlib.suppress(ChildProcessError):  # none are ours, or none any more
+            while os.waitpid(-self._process.pid, os.WNOHANG)[0]:
+                pass
 
 
 def _group_runs(group: int) -> bool:
