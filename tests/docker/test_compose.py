@@ -14,6 +14,7 @@ import jsonschema
 import pytest
 
 from contract.tensors import MAX_QUEUE_SIZE
+from serving.launch import DRAIN_TIMEOUT_S
 from serving.nginx import TEMPLATE, find_nginx, placeholders, render
 from serving.proxy import LARGEST_BODY
 from tests.docker.files import COMPOSE, DOCKER, GPU, MANIFESTS, container
@@ -78,6 +79,12 @@ def test_the_proxy_is_started_again_with_the_server_whose_address_it_looks_up_on
     assert COMPOSE["services"]["nginx"]["depends_on"] == {"server": {"condition": "service_healthy", "restart": True}}
     environments = {where: given["BERT_HTTP_UPSTREAM"] for where, given in ENVIRONMENTS.items()}
     assert environments == {"compose": "server:8000", "Kubernetes": "127.0.0.1:8000"}  # in a pod there is nothing to look up
+
+
+def test_a_service_is_given_the_time_to_answer_what_it_has() -> None:
+    grace = {name: int(COMPOSE["services"][name].get("stop_grace_period", "10s")[:-1]) for name in ("server", "nginx")}
+    assert grace["server"] > DRAIN_TIMEOUT_S + 10  # five seconds more for the server's end, and five for its stubs'
+    assert grace["nginx"] > int(COMPOSE["services"]["nginx"]["environment"]["BERT_READ_TIMEOUT_S"])
 
 
 def test_no_secret_is_in_a_file_of_ours() -> None:
