@@ -27,7 +27,6 @@ from tqdm import tqdm
 
 from clients import connect
 from contract.command import Failure, UsageError, run_command
-from contract.files import write_json
 from contract.probes import read_probes
 from contract.release import read_manifest
 from contract.tensors import ENGINE
@@ -35,14 +34,15 @@ from serving.publish import publish
 from serving.release_log import ReleaseLog
 from serving.repository import Repository
 from serving.state import ServerState
-from serving.stubs import child_pids
 from serving.switch import promote, retire, rollback
 from tests.fixtures import tiny_release
 from tests.served import deployed, serving
 from tests.serving.faults import FAULTS, faulty, variant
+from tests.serving.processes import family_pss_mb
 from tests.serving.swap_check import failures, growths
 from tests.serving.swap_latency import measure_latency, sequential_p50_ms
 from tests.serving.swap_record import add, begin, part_file, save
+from tests.serving.timeline import Span, entries
 from tests.serving.traffic import ANY, Traffic, known_answers
 
 CHUNK = 6  # swaps between two looks at memory and cost, and between two pieces: each move once, three bad releases
@@ -84,6 +84,10 @@ class Chaos:
         self.counts: Counter[str] = Counter()
         self.wrong: list[str] = []
         """What should not have happened."""
+        self.events: list[tuple[float, str]] = []
+        """(when it had happened on the clock of `time.monotonic`, what): moves and refusals."""
+        self.loads: list[Span] = []
+        """When there was traffic that releases were swapped under."""
         self._turn = 0
 
     def serving(self) -> str:
@@ -113,6 +117,7 @@ class Chaos:
             rollback(self.repository)
         else:
             promote(self.repository, max(self.repository.offered()))
+        self.events.append((time.monotonic(), move))
         expected = self.repository.release(self.repository.pinned() or 0)
         self._expect(self.serving() == expected, f"{expected} does not answer after a {move}")
         self.counts[move] += 1
@@ -123,6 +128,7 @@ class Chaos:
             publish(self.bad[fault], self.repository, gate=ANY)
         except Failure:
             self.counts["refused"] += 1
+            self.events.append((time.monotonic(), f"refused {fault}"))
         else:
             self.wrong.append(f"a release with {fault} was published")
         self._expect(self.serving() == before, f"{before} no longer answers after a release with {fault}")
@@ -130,16 +136,6 @@ class Chaos:
     def _expect(self, met: bool, otherwise: str) -> None:
         if not met:
             self.wrong.append(otherwise)
-
-
-def family_pss_mb(pid: int) -> float:
-    """Proportional set size of a process and all below it, MB."""
-    try:
-        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0.0
-    own = next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")) / 1024
-    return own + sum(map(family_pss_mb, child_pids(pid)))
 
 
 def restart_with_damage(repository: Repository, bad: Path) -> float:
@@ -208,8 +204,10 @@ def swap_chunk(chaos: Chaos, start: int, options: ChaosSwap, piece: dict[str, An
     end = min(start + CHUNK, options.swaps)
     load = eighty_percent(piece["latency"]["capacity_per_s"]) if options.latency else {"closed": 2}
     with chaos.traffic.running(**load):
+        began = time.monotonic()
         for number in range(start, end):
             chaos.swap(number)
+        chaos.loads.append((began, time.monotonic()))
     memory = [*piece["pss_mb"], round(family_pss_mb(chaos.state.pid), 1)]
     cost = [*piece["sequential_p50_ms"], *([round(sequential_p50_ms(chaos.traffic, 1.0), 3)] if options.latency else [])]
     looked = {"looks": [len(memory)], "pss_mb": memory, "sequential_p50_ms": cost}
@@ -233,6 +231,7 @@ def figures(chaos: Chaos, latency: dict[str, Any]) -> dict[str, Any]:
         "pss_mb": [],
         "sequential_p50_ms": [],
         "latency": latency,
+        "timeline": entries(chaos.loads, answers.latencies, {"failed": answers.failed_at}, chaos.events),
     }
 
 
@@ -279,8 +278,7 @@ def main(options: ChaosSwap) -> None:
         finished = report(found)
         missed = finished["missed"]
         print(f"restarted beside damaged versions in {found['restart_s']:.1f} s; growth {finished['growth']}")
-        if options.output:
-            write_json(options.output, finished)
+        save(options.output, finished)
     if missed:
         raise Failure("; ".join(missed))
 

@@ -35,6 +35,7 @@ from tests.served import deployed, serving
 from tests.serving.embedded import embedded_release, texts_of_tokens
 from tests.serving.load import OK, Generator, Sent, request_bytes
 from tests.serving.processes import server_pid
+from tests.serving.timeline import Rows, entries
 
 CLOSED_TEXTS = 128
 """Texts under way while the capacity is measured: two full batches, so that the engine never waits and nobody is refused."""
@@ -69,24 +70,56 @@ class Overload:
             raise UsageError(f"--seconds is {self.seconds}; it must be at least 1")
 
 
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of the load."""
+
+    name: str
+    """What the timeline calls it; nothing where it is no step up."""
+    seconds: float
+    sent: Sequence[Sent]
+
+
+def timeline(phases: Sequence[Phase], objective_s: float) -> Rows:
+    """The phases one after the other, without the pauses in which the last answers of one were waited for."""
+    good: list[tuple[float, float]] = []
+    counted: dict[str, list[float]] = {"failed": [], "refused": []}
+    events, start = [], 0.0
+    for phase in phases:
+        events += [(start, phase.name)] if phase.name else []
+        for one in phase.sent:
+            if is_good(one, objective_s):
+                good.append((start + one.at_s, one.latency_s))
+            else:
+                counted["refused" if is_refused(one) else "failed"].append(start + one.at_s)
+        start += phase.seconds
+    return entries([(0.0, start)], good, counted, events)
+
+
+def is_good(one: Sent, objective_s: float) -> bool:
+    """Whether it was answered within the objective."""
+    return one.code == OK and one.latency_s <= objective_s
+
+
+def is_refused(one: Sent) -> bool:
+    """Whether the server said at once that it has too much to do."""
+    return one.code in REFUSALS and "overloaded" in one.message
+
+
 def summarise(sent: Sequence[Sent], seconds: float, objective_s: float) -> dict[str, Any]:
     """Goodput, refusals by code and the times of both, of one phase."""
-    good = [one.latency_s for one in sent if one.code == OK and one.latency_s <= objective_s]
-    refused = [one.latency_s for one in sent if one.code in REFUSALS and "overloaded" in one.message]
-    late = sum(one.code == OK for one in sent) - len(good)
-    others = Counter(f"{one.code}: {one.message[:120]}" for one in sent if one.code != OK) if sent else Counter()
-    for one in sent:
-        if one.code in REFUSALS and "overloaded" in one.message:
-            others[f"{one.code}: {one.message[:120]}"] -= 1
+    good = [one.latency_s for one in sent if is_good(one, objective_s)]
+    refused = [one for one in sent if is_refused(one)]
+    others = Counter(f"{one.code}: {one.message[:120]}" for one in sent if one.code != OK and not is_refused(one))
     return {
         "offered_per_s": len(sent) / seconds,
         "goodput_per_s": len(good) / seconds,
-        "late": late,
+        "late": sum(one.code == OK for one in sent) - len(good),
         "refused": len(refused),
-        "refusal_codes": dict(Counter(one.code for one in sent if one.code in REFUSALS and "overloaded" in one.message)),
-        "errors": {name: count for name, count in others.items() if count > 0},
+        "refusal_codes": dict(Counter(one.code for one in refused)),
+        "errors": dict(others),
         "answer_ms": _percentiles(good),
-        "refusal_ms": _percentiles(refused),
+        "refusal_ms": _percentiles([one.latency_s for one in refused]),
     }
 
 
@@ -99,7 +132,7 @@ def _percentiles(values: Sequence[float]) -> dict[str, float]:
 
 def recovery_s(rest: Sequence[Sent], objective_s: float) -> float:
     """After an overload: when the last request was due that was not answered well."""
-    return max((one.at_s for one in rest if one.code != OK or one.latency_s > objective_s), default=0.0)
+    return max((one.at_s for one in rest if not is_good(one, objective_s)), default=0.0)
 
 
 def cpu_seconds(state: ServerState) -> defaultdict[str, float]:
@@ -158,16 +191,18 @@ async def measure(options: Overload, state: ServerState) -> dict[str, Any]:
         await generator.closed_loop(callers, 2.0)
         closed = await generator.closed_loop(callers, options.seconds)
         capacity = sum(one.code == OK for one in closed) / options.seconds
-        phases = []
+        phases, load = [], [Phase("capacity", options.seconds, closed)]
         for factor in tqdm(options.factors, desc="phases", mininterval=0.5):
             sent, cores = await overloaded(generator, factor * capacity, options.seconds, state)
-            rest = await generator.open_loop(REST_FACTOR * capacity, min(5.0, options.seconds))
+            rest_s = min(5.0, options.seconds)
+            rest = await generator.open_loop(REST_FACTOR * capacity, rest_s)
+            load += [Phase(f"{factor:g}x", options.seconds, sent), Phase("", rest_s, rest)]
             phase = {"factor": factor, "cores": cores} | summarise(sent, options.seconds, objective_s)
             phases.append(phase | {"recovery_s": round(recovery_s(rest, objective_s), 2)})
     finally:
         await generator.close()
     compare_with_peak(phases, len(os.sched_getaffinity(0)))
-    return {"capacity_per_s": capacity, "phases": phases, "missed": failures(phases)}
+    return {"capacity_per_s": capacity, "phases": phases, "missed": failures(phases), "timeline": timeline(load, objective_s)}
 
 
 def overload(options: Overload) -> None:

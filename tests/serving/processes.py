@@ -69,3 +69,13 @@ def pss_kib(pid: int) -> int:
         if line.startswith("Pss:"):
             return int(line.split()[1])
     raise AssertionError(f"/proc/{pid}/smaps_rollup has no Pss")
+
+
+def family_pss_mb(pid: int) -> float:
+    """Proportional set size of a process and all below it, MB."""
+    try:
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    own = next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")) / 1024
+    return own + sum(map(family_pss_mb, child_pids(pid)))

@@ -7,6 +7,7 @@ from typing import Any
 
 from contract.command import UsageError
 from contract.files import read_json, write_json
+from tests.serving.timeline import longer
 
 SUMS = ("done", "pieces", "requests", "failed", "mixed")
 LISTS = ("wrong", "looks", "pss_mb", "sequential_p50_ms")
@@ -23,7 +24,7 @@ def begin(path: Path | None, release: str, swaps: int) -> dict[str, Any]:
     Raises:
         UsageError: they were of another run.
     """
-    new = {"release": release, "swaps": swaps, "counts": {}, "latency": {}, "slowest_rollback_s": 0.0}
+    new = {"release": release, "swaps": swaps, "counts": {}, "latency": {}, "slowest_rollback_s": 0.0, "timeline": []}
     new |= dict.fromkeys(SUMS, 0) | {name: [] for name in LISTS}
     if path is None or not path.exists():
         return new
@@ -40,12 +41,13 @@ def add(found: dict[str, Any], piece: dict[str, Any]) -> dict[str, Any]:
     """What was found before and in one more piece, of which a value may be left out."""
     counts = {kind: found["counts"].get(kind, 0) + piece["counts"].get(kind, 0) for kind in found["counts"] | piece["counts"]}
     total: dict[str, Any] = found | {"counts": counts, "latency": found["latency"] or piece["latency"]}
+    total["timeline"] = longer(found["timeline"], piece["timeline"])
     total["slowest_rollback_s"] = max(found["slowest_rollback_s"], piece["slowest_rollback_s"])
     return total | {name: found[name] + piece[name] for name in (*SUMS, *LISTS)}
 
 
 def save(path: Path | None, found: dict[str, Any]) -> None:
-    """Keep what was found, where the run is to be gone on with."""
+    """Keep what was found, where there is a file for it; its folder is made."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -36,6 +37,10 @@ def test_thirty_swaps_in_two_pieces_are_noticed_by_no_client(tmp_path: Path) -> 
     assert finished["release"] == "tiny"
     assert finished["bad_releases"] == 15 >= len(FAULTS)
     assert [missed for missed in finished["missed"] if "rollback" not in missed] == []  # a crowded machine may take its time
+    happened = Counter(event.split()[0] for row in finished["timeline"] for event in row.get("event", "").split(", ") if event)
+    assert happened == {"publish": 4, "rollback": 4, "promote": 4, "refused": 12}  # the second piece, which was the longer one
+    assert sum(row["failed"] for row in finished["timeline"]) == 0
+    assert [row["t"] for row in finished["timeline"]] == list(range(len(finished["timeline"])))
     assert not part_file(output).exists()
 
 
@@ -47,7 +52,10 @@ def test_the_bound_is_three_of_n_without_a_failure_and_above_what_failed_with_so
 def piece(**values: object) -> dict[str, object]:
     counted = {"done": 6, "pieces": 1, "counts": {"publish": 1}, "requests": 10, "failed": 0, "mixed": 0, "latency": {}}
     return (
-        counted | {"slowest_rollback_s": 0.5, "wrong": [], "looks": [1], "pss_mb": [1.0], "sequential_p50_ms": [2.0]} | values
+        counted
+        | {"slowest_rollback_s": 0.5, "wrong": [], "looks": [1], "pss_mb": [1.0], "sequential_p50_ms": [2.0]}
+        | {"timeline": []}
+        | values
     )
 
 
@@ -61,6 +69,8 @@ def test_pieces_add_up(tmp_path: Path) -> None:
     assert total["counts"] == {"publish": 3, "refused": 3}
     assert (total["pss_mb"], total["wrong"], total["slowest_rollback_s"]) == ([1.0, 1.0], ["late"], 0.5)
     assert total["latency"] == {"capacity_per_s": 50.0}
+    long, short = ([{"t": t, "per_s": 1.0} for t in range(count)] for count in (9, 2))
+    assert add(add(found, piece(timeline=long)), piece(timeline=short))["timeline"] == long
 
 
 @pytest.mark.parametrize(("release", "swaps"), [("mine", 30), ("other", 12)])

@@ -58,6 +58,8 @@ class Answers:
     """(when it was due, latency), both seconds, the first on the clock of `time.monotonic`."""
     by_release: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
+    failed_at: list[float] = field(default_factory=list)
+    """When each of these was due, on the same clock."""
     mixed: list[str] = field(default_factory=list)
     """Answers whose logits are not those of the release whose name they bear."""
 
@@ -135,6 +137,7 @@ class Traffic:
             release, logits = result.as_numpy(RELEASE)[0, 0].decode(), result.as_numpy(LOGITS)[0]
         except Exception as error:  # whatever it is, the request failed, and the figure that counts is how many did
             self.answers.failures.append(f"{type(error).__name__}: {error}")
+            self.answers.failed_at.append(due)
             return
         self.answers.latencies.append((due, time.monotonic() - due))
         self.answers.by_release[release] += 1
