@@ -20,6 +20,8 @@ MARKERS = ("circle", "square", "diamond", "triangle", "cross")
 DASHES = ("", "6 3", "2 3", "8 3 2 3")
 NAMED_EVENTS = 8
 """Up to so many have their names in the drawing; more would lie on each other, and say them when they are pointed at."""
+LETTER = 6.5
+"""About as wide is a letter."""
 _NUMBERS = itertools.count(1)
 
 
@@ -234,13 +236,18 @@ def _line(start: tuple[float, float], end: tuple[float, float], kind: str, tip: 
 
 
 def _event_names(events: Sequence[Event], x: Axis) -> list[str]:
+    """Each in the first row that is free there; right of its line, or left of it where it would leave the drawing."""
     if len(events) > NAMED_EVENTS:
         return []
-    places = [(x.place(event.start), event.name) for event in events]
-    return [
-        f'<text class="happened" x="{place + 3:.1f}" y="{TOP + 10 + 13 * (number % 2)}">{escape(name)}</text>'
-        for number, (place, name) in enumerate(places)
-    ]
+    drawn, ends = [], [0.0]
+    for event in sorted(events, key=lambda event: event.start):
+        place, width = x.place(event.start), LETTER * len(event.name)
+        fits = place + 3 + width < WIDTH
+        row = next((row for row, end in enumerate(ends) if end <= (place if fits else place - width)), len(ends))
+        ends[row : row + 1] = [place + width if fits else place]
+        at = f'x="{place + 3:.1f}"' if fits else f'x="{place - 3:.1f}" text-anchor="end"'
+        drawn.append(f'<text class="happened" {at} y="{TOP + 10 + 13 * row}">{escape(event.name)}</text>')
+    return drawn
 
 
 def _event(event: Event, x: Axis) -> str:

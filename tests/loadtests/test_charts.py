@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from loadtests.charts import HEIGHT, LEFT, RIGHT, WIDTH, Bar, Bars, Event, Plot, Series, bars, plot
+from loadtests.charts import HEIGHT, LEFT, LETTER, RIGHT, WIDTH, Bar, Bars, Event, Plot, Series, bars, plot
 
 NASTY = 'a<b>&"c"'
 
@@ -93,6 +93,18 @@ def test_events_and_goals_are_drawn() -> None:
     assert {"swap", "stop", "goal 8"} <= set(titles)
     (span,) = (rect for rect in svg.iter("rect") if rect.attrib.get("class") == "span")
     assert float(span.attrib["width"]) == pytest.approx(0.4 * (WIDTH - RIGHT - LEFT), abs=0.1)
+
+
+def test_names_of_events_lie_neither_on_each_other_nor_outside() -> None:
+    events = [Event("refused truncated engine", 9.5), Event("publish", 2), Event("rollback", 2.5), Event("promote", 6)]
+    svg = svg_of(plot(Plot("T", "s", "ms", [line((0, 1), (10, 5))], events=events)))
+    names = {text.text: text.attrib for text in svg.iter("text") if text.attrib.get("class") == "happened"}
+    assert names["publish"]["y"] == names["promote"]["y"] != names["rollback"]["y"]
+    last = names["refused truncated engine"]
+    assert last["text-anchor"] == "end"  # of its line, right of which there is no place
+    assert last["y"] not in {names["publish"]["y"]}
+    (left, right) = (float(names[name]["x"]) for name in ("promote", "refused truncated engine"))
+    assert right - LETTER * len("refused truncated engine") < left + LETTER * len("promote")  # so a row of its own
 
 
 @pytest.mark.parametrize("series", [[], [Series("none", [])], [line((0, 1))]])

@@ -6,6 +6,7 @@
 Good releases are the given one and two copies of it whose first logit is shifted, so that an answer of one release's engine
 under another's name cannot hide. Clients retry nothing. Latency is measured apart from the chaos, at 40 % of what the server
 answered at most: around flips, and while releases load (by the command, in a process of its own, as an operator does it).
+The file's `timeline` is of the seconds in which releases were swapped; of a run in pieces, it is that of the longest piece.
 """
 
 from __future__ import annotations

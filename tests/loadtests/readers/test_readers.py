@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,18 +156,6 @@ def test_swaps_without_latency_have_fewer_rows_and_charts(tmp_path: Path) -> Non
     content = {key: value for key, value in made.swap_file().items() if not any(part in key for part in left_out)}
     write_json(tmp_path / "chaos-swap.json", content | {"sequential_p50_ms": []})
     assert len(swap.section(tmp_path / "chaos-swap.json").charts) == 1
-
-
-@pytest.mark.parametrize(("name", "kind"), [("chaos-swap.json", swap), ("overload.json", overload)])
-def test_a_timeline_is_drawn_where_there_is_one(tmp_path: Path, name: str, kind: Any) -> None:
-    with_it = kind.section(written(tmp_path, name)).charts
-    without = kind.section(written(tmp_path, name, timeline=None)).charts
-    latency, answers = (chart for chart in with_it if "second by second" in chart)
-    assert len(with_it) == len(without) + 2
-    assert latency.count('class="event"') == answers.count('class="event"') == 3
-    assert ">promote 0<" in latency or ">load 0<" in latency  # the event's name stands beside its line
-    (p50,) = re.findall(r'data-series="0"><polyline class="line" points="([^"]+)"', latency)
-    assert len(p50.split()) == 19  # of 20 seconds: in one nothing was answered
 
 
 def test_a_histogram_holds_every_request_once(tmp_path: Path) -> None:
