@@ -210,23 +210,28 @@ class Repository:
         """The versions that the steps load."""
         return list(self._read(self.path / STEPS[0] / _CONFIG).version_policy.specific.versions)
 
+    def others(self) -> list[int]:
+        """The versions that the steps load beside the one that serves."""
+        pinned = self.pinned()
+        return [version for version in self.offered() if version != pinned]
+
     def offer_whole(self) -> list[int]:
         """Before a server starts: stop offering versions whose files were damaged, which would keep it from starting.
 
         Returns what is offered no longer. The version that serves stays: without it there is nothing to start.
         """
-        pinned, offered = self.pinned(), self.offered()
-        others = [version for version in offered if version != pinned]
-        broken = [version for version in others if version not in self.versions() or self.damaged(version)]
+        pinned = self.pinned()
+        broken = [version for version in self.others() if version not in self.versions() or self.damaged(version)]
         if broken and pinned is not None:
             self.drop(broken, pinned)
         return broken
 
-    def offer_alone(self) -> None:
-        """Before a server starts: offer the version that serves alone."""
-        pinned = self.pinned()
-        if pinned is not None:
-            self.drop([version for version in self.offered() if version != pinned], pinned)
+    def offer_alone(self) -> list[int]:
+        """Before a server starts: offer the version that serves alone; returns what is offered no longer."""
+        pinned, others = self.pinned(), self.others()
+        if others and pinned is not None:
+            self.drop(others, pinned)
+        return others
 
     def drop(self, versions: Sequence[int], serving: int) -> None:
         """Offer these versions no longer; a candidate among them is none any more, and `serving` takes its place."""

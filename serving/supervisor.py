@@ -110,7 +110,7 @@ class Supervisor:
                 reason = watch.run()
                 drain = watch.may_drain
         except Failure as failure:
-            if not self._announced and not self._others():
+            if not self._announced and not self._may_offer_less():
                 raise
             reason = str(failure)
         except KeyboardInterrupt:
@@ -133,9 +133,7 @@ class Supervisor:
         try:
             with self._repository.locked() if self._announced else contextlib.nullcontext():
                 broken = self._repository.offer_whole()
-                others = self._others() if self._ends > 1 or not self._announced else []
-                if others:
-                    self._repository.offer_alone()
+                others = self._repository.offer_alone() if self._ends > 1 or not self._announced else []
         except (Failure, UsageError, OSError) as error:
             self._log.write("versions-not-checked", error=str(error))
             return
@@ -143,11 +141,11 @@ class Supervisor:
             for version in versions:
                 self._log.write(event, version=version)
 
-    def _others(self) -> list[int]:
-        """What is offered beside the version that serves; none where that cannot be read."""
+    def _may_offer_less(self) -> bool:
+        """Whether anything is offered beside the version that serves, as far as that can be read."""
         with contextlib.suppress(UsageError, OSError):
-            return [version for version in self._repository.offered() if version != self._repository.pinned()]
-        return []
+            return bool(self._repository.others())
+        return False
 
 
 def wait_for_answer(server: ServerProcess, state: ServerState, timeout_s: float) -> str:

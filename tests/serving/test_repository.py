@@ -168,6 +168,17 @@ def test_before_a_start_damaged_versions_are_offered_no_longer_but_for_the_one_t
     assert repository.pinned(CANDIDATE) == (1 if break_version == 3 else 3)
 
 
+def test_before_a_start_the_version_that_serves_can_be_offered_alone(tmp_path: Path, release: Path) -> None:
+    repository = deployed(tmp_path, release)
+    for _ in range(2):
+        admitted(repository, release)
+    repository.offer([1, 2, 3])
+    repository.pin(3, CANDIDATE)
+    assert (repository.others(), repository.offer_alone()) == ([2, 3], [2, 3])
+    assert (repository.offered(), repository.candidate()) == ([1], None)
+    assert (repository.others(), repository.offer_alone()) == ([], [])
+
+
 def test_a_version_without_its_manifest_is_damaged_and_keeps_no_server_from_starting(tmp_path: Path, release: Path) -> None:
     repository = deployed(tmp_path, release)
     admitted(repository, release)
