@@ -33,7 +33,7 @@ from contract.command import Failure, UsageError, run_command
 from contract.files import write_json
 from contract.tensors import ENGINE, TOKENIZER
 from serving.state import ServerState
-from serving.supervisor import MAX_DEAD
+from serving.watch import MAX_DEAD
 from tests.served import deployed, serving
 from tests.serving.embedded import embedded_release
 from tests.serving.faults import vouch

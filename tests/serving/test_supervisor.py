@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from contract.command import Failure
-from contract.tensors import CLASSIFIER, ENGINE, TOKENIZER
+from contract.tensors import ENGINE
 from serving import events
 from serving.events import EventLog, events_path
-from serving.launch import SHM_PREFIX_VARIABLE, Installation
-from serving.probe import OK, Outcome, Prober
+from serving.launch import Installation
 from serving.process import ServerProcess
 from serving.repository import Repository
 from serving.state import ServerState
-from serving.supervisor import LONGEST_PAUSE_S, Limits, Supervisor, Watch, pause_s
-from tests.model_repository.loader import load_module
+from serving.supervisor import LONGEST_PAUSE_S, Limits, Supervisor, pause_s
 from tests.served import deployed
 
 STATE = ServerState(pid=1, grpc_url="127.0.0.1:9", http_url="127.0.0.1:9", metrics_url="127.0.0.1:9", control_token="x")
@@ -70,52 +65,6 @@ def test_another_server_is_offered_whole_versions_only(tmp_path: Path, release: 
     assert told == [("versions-not-checked", None), ("version-damaged", 1)]
 
 
-def test_the_classifier_is_asked_less_often_while_the_engine_answers_others(
-    tmp_path: Path, release: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    prefix = f"bert_test_{os.getpid()}_asked_"
-    progress = Path("/dev/shm") / f"{prefix}progress_1"  # noqa: S108 - where POSIX shared memory lives
-    sleeping = Installation(Path(sys.executable), ["-c", "import time; time.sleep(60)"])
-    server = ServerProcess(sleeping, [], log=tmp_path / "log", shm_prefix=prefix, environment={})
-    asked: list[float] = []
-
-    def looks(watch: Watch, seconds: float, *, tokens: float) -> list[float]:
-        """When the classifier was asked; each look finds so many tokens more, of two instances together."""
-        asked.clear()
-        for _ in range(round(seconds / 0.25)):
-            watch._now += 0.25
-            for counts in engines:
-                counts[1] += tokens
-            watch._ask()
-        return [now - watch._now + seconds for now in asked]
-
-    monkeypatch.setenv(SHM_PREFIX_VARIABLE, prefix)
-    engines = [load_module(ENGINE).open_progress("1", f"{ENGINE}_0_{number}") for number in range(2)]  # as its stubs do
-    try:
-        with Watch(deployed(tmp_path, release), STATE, server, LIMITS, EventLog(tmp_path / "events.jsonl")) as watch:
-            watch._classifier.ask = asked.append  # type: ignore[assignment]
-            assert looks(watch, 1.0, tokens=0) == [0.25, 0.5, 0.75, 1.0], "nobody else is answered"
-            assert looks(watch, 3.0, tokens=16) == [1.0, 2.0, 3.0], "others are"
-            assert looks(watch, 1.0, tokens=0) == [0.25, 0.5, 0.75, 1.0], "no more"
-    finally:
-        server.kill()
-    assert not progress.exists()
-
-
-def test_a_config_with_a_mistake_changes_nothing_for_a_running_server(tmp_path: Path, release: Path) -> None:
-    repository = deployed(tmp_path, release)
-    sleeping = Installation(Path(sys.executable), ["-c", "import time; time.sleep(60)"])
-    server = ServerProcess(sleeping, [], log=tmp_path / "log", shm_prefix="bert_test_none_", environment={})
-    try:
-        with Watch(repository, STATE, server, LIMITS, EventLog(tmp_path / "events.jsonl")) as watch:
-            for broken in ("", "max_batch_size: 64 max_que"):
-                for model in (CLASSIFIER, TOKENIZER):
-                    (repository.path / model / "config.pbtxt").write_text(broken)
-                assert watch._look() == ""
-    finally:
-        server.kill()
-
-
 def test_it_gives_up_after_so_many_ends_in_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = EventLog(tmp_path / "events.jsonl")
     supervisor = Supervisor(Repository(tmp_path), STATE, lambda: pytest.fail("not started"), LIMITS, log)
@@ -150,25 +99,3 @@ def test_an_event_after_a_torn_one_stands_by_itself(tmp_path: Path) -> None:
     EventLog(path).write("tested", number=2)
     assert [event["number"] for event in events.read_events(path)] == [1, 2]
     assert events.read_events(tmp_path / "absent") == []
-
-
-def test_a_prober_has_one_request_under_way_and_grows_impatient() -> None:
-    asked: list[Future[Outcome]] = []
-
-    class Pool(ThreadPoolExecutor):
-        def submit(self, *arguments: Any, **named: Any) -> Any:
-            asked.append(Future())
-            return asked[-1]
-
-    prober = Prober(Pool(1), lambda: Outcome(OK, ""))
-    prober.ask(10.0)
-    prober.ask(11.0)
-    assert len(asked) == 1
-    assert prober.owed_s(12.5) == 2.5
-    assert prober.take() is None
-    asked[0].set_result(Outcome(500, "no"))
-    assert prober.owed_s(13.0) == 0.0
-    assert prober.take() == Outcome(500, "no")
-    assert prober.take() is None
-    prober.ask(14.0)
-    assert len(asked) == 2
