@@ -30,8 +30,7 @@ from contract.tensors import ENSEMBLES, STEPS, TOKENIZER
 from serving.events import EventLog, events_path
 from serving.launch import SHM_PREFIX_VARIABLE, find_installation, server_arguments
 from serving.process import ServerProcess
-from serving.releases import DEFAULT_REPOSITORY
-from serving.repository import Repository
+from serving.repository import DEFAULT_REPOSITORY, Repository
 from serving.state import ServerState, read_state, remove_state
 from serving.stubs import read_start
 from serving.supervisor import Limits, Supervisor

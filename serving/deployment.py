@@ -16,12 +16,11 @@ from clients import ClassifierError, RetryPolicy, connect
 from contract.command import Failure, UsageError
 from contract.tensors import CANDIDATE, CLASSIFIER, ENSEMBLES, STEPS
 from serving.control import ModelControl
-from serving.probe import OK, ask
+from serving.probe import OK, PROBE_TEXT, ask
 from serving.rehearsal import NICENESS
 from serving.repository import Repository
 from serving.state import STATE_FILE, ServerState, read_state
 
-PROBE_TEXT = "Which release is this?"
 PATIENT = RetryPolicy(attempts=200, longest_wait_s=0.2, budget=1000, retry_rejected=True)
 """Of an operator's questions: that the server is overloaded says nothing about the release, and is when one rolls back."""
 RESTART_WAIT_S = 60.0

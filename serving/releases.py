@@ -23,7 +23,7 @@ from typing import Annotated
 import tyro
 
 from contract.command import UsageError, run_command, stop_on_signals
-from serving.deployment import PROBE_TEXT, Deployment
+from serving.deployment import Deployment
 from serving.gate import Gate
 from serving.publish import publish
 from serving.release_log import ReleaseLog
@@ -31,8 +31,6 @@ from serving.repository import DEFAULT_REPOSITORY, Repository
 from serving.sequential import Limits
 from serving.shadow import Shadow
 from serving.switch import promote, retire, rollback
-
-__all__ = ["DEFAULT_REPOSITORY", "PROBE_TEXT", "publish"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from builders.repository import render_repository
-from serving.releases import publish
+from serving.publish import publish
 from serving.repository import Repository
 from serving.state import ServerState, read_state
 

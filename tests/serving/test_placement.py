@@ -15,7 +15,7 @@ from clients import connect
 from contract.command import Failure
 from contract.files import read_json, write_json
 from contract.tensors import ENGINE, LOGITS, TOKENIZER
-from serving.releases import publish
+from serving.publish import publish
 from serving.repository import Repository
 from serving.stubs import child_pids, find_children
 from tests.served import deployed, serving, wait_until
