@@ -125,13 +125,14 @@ class Deployment:
             self.point(CANDIDATE, version)
 
     def undo(self, configs: dict[Path, bytes], version: int | None) -> None:
-        """Go back to `configs`, on the disk first and then in the server, and delete `version`, which never served."""
+        """Go back to `configs`, on the disk at once, in the server once it is up, and delete `version`, which never served."""
         changed = configs != self.repository.configs()
         try:
             if changed:
                 self._restore(configs, version)
                 if (serving := self.repository.pinned()) is not None:
                     self._forget_deleted(serving)
+                    self.wait_until_up()  # one that is starting may have read what is undone
                     self.load(*ENSEMBLES, *STEPS)
                     self.check_answer(CLASSIFIER, self.repository.release(serving))
         finally:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from contract.tensors import CANDIDATE, ENGINE, ENSEMBLES
 from serving.publish import publish
 from serving.release_log import ReleaseLog
 from serving.state import ServerState
+from serving.stubs import find_children
 from serving.switch import promote, retire, rollback
 from tests.clients.sockets import closed_url
 from tests.served import deployed, serving
@@ -53,6 +57,37 @@ def test_a_rollback_while_the_server_is_down_is_served_when_it_is_up_again(tmp_p
             with connect(state.grpc_url, model=ensemble) as classifier:
                 assert classifier.classify(["the cat"])[0].release == read_manifest(release).release
     assert ReleaseLog(repository.path).events()[-1]["event"] == "rollback"
+
+
+@pytest.mark.server
+def test_a_rollback_that_is_broken_off_while_the_server_starts_leaves_what_served(
+    tmp_path: Path, release: Path, second_release: Path
+) -> None:
+    repository = deployed(tmp_path, release, second_release)
+    before = repository.configs()
+    with serving(repository) as state, ExitStack() as stopped:
+        os.kill(state.pid, signal.SIGSTOP)  # so that no server is started before the rollback has seen that there is none
+        stopped.callback(os.kill, state.pid, signal.SIGCONT)
+        os.kill(server_pid(state) or 0, signal.SIGKILL)
+        command = [sys.executable, "-m", "serving.releases", "rollback", "--repository", str(repository.path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as rollback:
+            assert rollback.stdout and rollback.stderr
+            assert any("waiting for that" in line for line in rollback.stdout)
+            os.kill(state.pid, signal.SIGCONT)
+            wait_for(lambda: bool(find_children(server_pid(state) or 0).stubs), "a server that has read the repository")
+            started = server_pid(state) or 0
+            os.kill(started, signal.SIGSTOP)
+            stopped.callback(os.kill, started, signal.SIGCONT)
+            rollback.send_signal(signal.SIGINT)
+            assert any("waiting until it is started again" in line for line in rollback.stdout)
+            os.kill(started, signal.SIGCONT)
+            said = rollback.communicate(timeout=60)[1]
+        assert (rollback.returncode, said) == (130, "interrupted\n")
+        for ensemble in ENSEMBLES:
+            with connect(state.grpc_url, model=ensemble) as classifier:
+                assert classifier.classify(["the cat"])[0].release == read_manifest(second_release).release
+    assert repository.configs() == before
+    assert ReleaseLog(repository.path).events()[-1]["event"] == "promote"
 
 
 @pytest.mark.server
