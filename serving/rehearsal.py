@@ -71,25 +71,7 @@ def run_rehearsal(
         "packages": packages,
         "niceness": niceness,
     }
-    command = [sys.executable, "-I", str(Path(rehearsed.__file__).resolve())]
-    try:
-        done = subprocess.run(
-            command,
-            input=json.dumps(order),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=timeout_s,
-            cwd="/",
-            start_new_session=True,  # of which it lowers the priority
-        )
-    except subprocess.TimeoutExpired as error:
-        raise Failure(f"the release does not start and answer within {timeout_s:g} s") from error
-    if done.returncode < 0:
-        raise Failure(f"the release crashes the process that loads it (signal {-done.returncode}): {_last_words(done.stderr)}")
-    if done.returncode or not done.stdout:  # a model that ends the process says nothing, with whatever code
-        raise Failure(f"the release does not load or does not answer: {_last_words(done.stderr)}")
-    return Rehearsal(**json.loads(done.stdout))
+    return Rehearsal(**json.loads(_run(order, timeout_s)))
 
 
 def rehearse(repository: Repository, version: int, *, copy: Path | None = None, niceness: int = NICENESS) -> Rehearsal:
@@ -132,6 +114,29 @@ def check_rehearsal(rehearsal: Rehearsal, *, release: str, probes: Probes, versi
     wrong = probes.failures(rehearsal.logits) if rehearsal.logits else []
     if wrong:
         raise Failure(f"the release does not give its checkpoint's answers: {'; '.join(wrong)}")
+
+
+def _run(order: dict[str, Any], timeout_s: float) -> str:
+    """What `serving.rehearsed`, in a process of its own, answers to an order."""
+    command = [sys.executable, "-I", str(Path(rehearsed.__file__).resolve())]
+    try:
+        done = subprocess.run(
+            command,
+            input=json.dumps(order),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout_s,
+            cwd="/",
+            start_new_session=True,  # of which it lowers the priority
+        )
+    except subprocess.TimeoutExpired as error:
+        raise Failure(f"the release does not start and answer within {timeout_s:g} s") from error
+    if done.returncode < 0:
+        raise Failure(f"the release crashes the process that loads it (signal {-done.returncode}): {_last_words(done.stderr)}")
+    if done.returncode or not done.stdout:  # a model that ends the process says nothing, with whatever code
+        raise Failure(f"the release does not load or does not answer: {_last_words(done.stderr)}")
+    return done.stdout
 
 
 def _on_one_thread(config: dict[str, Any]) -> dict[str, Any]:
