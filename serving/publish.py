@@ -58,12 +58,7 @@ def publish(
         _check_new(manifest, repository, stage=stage)
         deployment.wait_until_up()
         with _undone_on_failure(deployment, log, manifest.release, version):
-            if repository.pinned() is None:
-                repository.take_features(len(manifest.features))
-            _bring_in(release, deployment, version, log)
-            repository.count_labels(len(manifest.labels))
-            if placement := manifest.hardware.get("placement"):
-                repository.lay_out(placement["instances"], placement["threads"])
+            _bring_in(release, manifest, deployment, version, log)
             _load_beside(deployment, version, log)
             undecided = ""
             if deployment.state is not None:
@@ -102,16 +97,24 @@ def _undone_on_failure(deployment: Deployment, log: ReleaseLog, release: str, ve
         raise
 
 
-def _bring_in(release: Path, deployment: Deployment, version: int, log: ReleaseLog) -> None:
-    """Copy the release in and rehearse the copy: what fails to start, or answers wrongly, never reaches the server."""
-    read_probes(release)
+def _bring_in(release: Path, manifest: Manifest, deployment: Deployment, version: int, log: ReleaseLog) -> None:
+    """Copy the release in and rehearse the copy: what fails to start, or answers wrongly, never reaches the server.
+
+    The configs are fitted to what it reads, answers and was measured with; the steps' next load reads them.
+    """
     repository, niceness = deployment.repository, deployment.niceness()
+    if repository.pinned() is None:
+        repository.take_features(len(manifest.features))
+    read_probes(release)
     with log.step("copy", version=version):
         copy = repository.copy_in(release, version)
     with log.step("rehearse", version=version) as found:
         rehearsal = rehearse(repository, version, copy=copy, niceness=niceness)
         found.update({name: round(seconds, 3) for name, seconds in rehearsal.seconds.items()})
     repository.admit(copy, version)
+    repository.count_labels(len(manifest.labels))
+    if placement := manifest.hardware.get("placement"):
+        repository.lay_out(placement["instances"], placement["threads"])
 
 
 def _load_beside(deployment: Deployment, version: int, log: ReleaseLog) -> None:
