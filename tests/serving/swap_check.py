@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy.stats import t as student
 
 ROLLBACK_S = 2.0
 FLIP_RATIO, LOADING_RATIO = 1.25, 5.0
@@ -14,8 +15,10 @@ GROWTH = {"pss_mb": 0.05, "sequential_p50_ms": 0.10}
 """Share of the median that memory and the cost of a request may grow by over the longest piece; what noise explains is free."""
 
 
-def trend(values: Sequence[float], lengths: Sequence[int]) -> tuple[float, float]:
-    """(growth over the longest piece, its standard error) by one slope through all pieces, each from a level of its own.
+def trend(values: Sequence[float], lengths: Sequence[int]) -> tuple[float, float, float]:
+    """(growth over the longest piece, its standard error, what chance makes of none in one run of 40 or fewer).
+
+    By one slope through all pieces, each from a level of its own.
 
     Every piece has a server of its own, so only within pieces can anything pile up; the first tenth of each fills caches.
     """
@@ -28,20 +31,20 @@ def trend(values: Sequence[float], lengths: Sequence[int]) -> tuple[float, float
             ys.append(part - part.mean())
             pieces += 1
     if not xs or (free := sum(map(len, xs)) - pieces - 1) < 1:
-        return 0.0, math.inf
+        return 0.0, math.inf, math.inf
     x, y = np.concatenate(xs), np.concatenate(ys)
     slope = x @ y / (x @ x)
     error = math.sqrt(((y - slope * x) ** 2).sum() / free / (x @ x))
     span = max(map(len, xs)) - 1
-    return float(slope * span), float(error * span)
+    return float(slope * span), float(error * span), float(student.ppf(0.975, free) * error * span)
 
 
 def growths(found: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Trend of memory and of the cost of a request, where there are enough looks to tell one."""
     trends = {name: trend(found[name], found["looks"]) for name in GROWTH if found[name]}
     return {
-        name: {"growth": round(grown, 3), "standard_error": round(error, 3)}
-        for name, (grown, error) in trends.items()
+        name: {"growth": round(grown, 3), "standard_error": round(error, 3), "chance": round(chance, 3)}
+        for name, (grown, error, chance) in trends.items()
         if math.isfinite(error)
     }
 
@@ -59,6 +62,6 @@ def failures(report: dict[str, Any]) -> list[str]:
     ]
     for name, found in report["growth"].items():
         allowed = GROWTH[name] * float(np.median(report[name]))
-        if found["growth"] > max(allowed, 2 * found["standard_error"]):
+        if found["growth"] > max(allowed, found["chance"]):
             missed.append(f"{name} grew by {found['growth']:.3g} over a piece, allowed {allowed:.3g}")
     return missed

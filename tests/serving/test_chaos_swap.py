@@ -113,13 +113,18 @@ def test_what_a_run_missed_is_named(changes: dict[str, object], said: str) -> No
 
 
 def test_growth_is_that_within_pieces_and_comes_with_its_noise() -> None:
-    grown, error = trend([10.0, 11.0, 12.0, 13.0, 0.0, 1.0, 2.0, 3.0], [4, 4])
+    grown, error, chance = trend([10.0, 11.0, 12.0, 13.0, 0.0, 1.0, 2.0, 3.0], [4, 4])
     assert grown == pytest.approx(2.0)
     assert error == pytest.approx(0.0)
-    assert trend([10.0, 99.0], [1, 1]) == (0.0, math.inf)
-    noisy = [random.Random(look).gauss(100, 10) for look in range(160)]
-    grown, error = trend(noisy, [80, 80])
-    assert abs(grown) < 3 * error
+    assert chance == pytest.approx(0.0)
+    assert trend([10.0, 99.0], [1, 1]) == (0.0, math.inf, math.inf)
+
+
+@pytest.mark.parametrize("looks", [5, 80])
+def test_chance_passes_for_growth_in_one_run_of_forty_however_few_looks_it_has(looks: int) -> None:
+    noise = random.Random(0)
+    found = [trend([noise.gauss(100, 10) for _ in range(looks)], [looks]) for _ in range(2000)]
+    assert 0.015 < sum(grown > chance for grown, _, chance in found) / len(found) < 0.035
 
 
 def test_one_swap_is_no_chaos_and_a_piece_needs_a_file_and_time() -> None:
