@@ -17,7 +17,7 @@ def tables(path: Path) -> dict[str, str]:
     header = [
         "offered",
         "requests/s",
-        "good answers/s",
+        "good answers/s (least to greatest round)",
         "of the peak",
         "per core that the generator left",
         "p50 / p99 ms",
@@ -33,7 +33,7 @@ def tables(path: Path) -> dict[str, str]:
             [
                 f"{phase.number('factor'):g}x",
                 f"{phase.number('offered_per_s'):.0f}",
-                f"{phase.number('goodput_per_s'):.1f}",
+                f"{phase.number('goodput_per_s'):.1f}{_spread(phase)}",
                 f"{phase.number('of_peak'):.0%}" if "of_peak" in phase else "-",
                 f"{phase.number('of_peak_per_core'):.0%}" if "of_peak_per_core" in phase else "-",
                 f"{_at(phase, 'answer_ms', 'p50')} / {_at(phase, 'answer_ms', 'p99')}",
@@ -45,6 +45,11 @@ def tables(path: Path) -> dict[str, str]:
             ]
         )
     return {"all": markdown_table(header, rows, right_from=0)}
+
+
+def _spread(phase: Fields) -> str:
+    ends = [f"{phase.number(f'{end}_goodput_per_s'):.1f}" for end in ("least", "greatest") if f"{end}_goodput_per_s" in phase]
+    return f" ({' to '.join(ends)})" if ends else ""
 
 
 def _at(phase: Fields, group: str, key: str) -> str:

@@ -3,6 +3,7 @@
     python -m tests.serving.overload --output docs/measurements/overload.json
 
 Open loop: requests are sent at fixed times whatever the answers do. Capacity is the goodput of a closed loop just before.
+The rounds go up and down the factors in turn, so that a machine that slows down meanwhile slows all of them down.
 Goodput counts answers within the objective, from the time that the request was due. The generator runs on the server's cores,
 so what it takes of them is measured as well, and its peak is also compared with that share taken off. From twice the capacity
 on, goodput has to keep `OF_PEAK` of its best and the server has to be itself again after `RECOVERY_S`; else the exit code is 1.
@@ -17,9 +18,9 @@ import statistics
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,8 @@ class Overload:
     """Deployed repository of a running server; the embedded model, served for this measurement, when left out."""
     factors: tuple[float, ...] = (0.5, 0.8, 1.0, 2.0, 5.0, 10.0)
     """Offered load in multiples of the capacity."""
+    rounds: int = 3
+    """How often each of them is offered; figures are of all rounds together."""
     seconds: float = 10.0
     """Length of each phase."""
     texts: int = 8
@@ -66,8 +69,9 @@ class Overload:
     def __post_init__(self) -> None:
         if not 1 <= self.texts <= 64:
             raise UsageError(f"--texts is {self.texts}; it must be in 1 to 64")
-        if not self.seconds >= 1:
-            raise UsageError(f"--seconds is {self.seconds}; it must be at least 1")
+        for name in ("rounds", "seconds"):
+            if not getattr(self, name) >= 1:
+                raise UsageError(f"--{name} is {getattr(self, name)}; it must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,11 @@ class Phase:
     """What the timeline calls it; nothing where it is no step up."""
     seconds: float
     sent: Sequence[Sent]
+    factor: float = 0.0
+    """Of the capacity, that was offered; 0 where that is not what is measured."""
+    cores: Mapping[str, float] = field(default_factory=dict)
+    """That each process took."""
+    recovery_s: float = 0.0
 
 
 def timeline(phases: Sequence[Phase], objective_s: float) -> Rows:
@@ -160,6 +169,17 @@ async def overloaded(
     return await sending, cores | {"others": round(max(0.0, machine - sum(cores.values())), 3)}
 
 
+def pooled(phases: Sequence[Phase], objective_s: float) -> dict[str, Any]:
+    """One factor's phases of all rounds: sums and means, the slowest recovery, and the rounds' least and greatest goodput."""
+    seconds = sum(phase.seconds for phase in phases)
+    found = summarise([one for phase in phases for one in phase.sent], seconds, objective_s)
+    each = [sum(is_good(one, objective_s) for one in phase.sent) / phase.seconds for phase in phases]
+    cores = {name: round(statistics.fmean(phase.cores[name] for phase in phases), 3) for name in phases[0].cores}
+    spread = {"least_goodput_per_s": min(each), "greatest_goodput_per_s": max(each)}
+    recovery = {"recovery_s": round(max(phase.recovery_s for phase in phases), 2)}
+    return {"factor": phases[0].factor, "cores": cores} | found | spread | recovery
+
+
 def compare_with_peak(phases: Sequence[dict[str, Any]], cores: int) -> None:
     """Add to each phase its goodput relative to the best, as it is and per core that the generator left."""
     left = {"of_peak": [cores] * len(phases), "of_peak_per_core": [cores - phase["cores"]["generator"] for phase in phases]}
@@ -191,16 +211,17 @@ async def measure(options: Overload, state: ServerState) -> dict[str, Any]:
         await generator.closed_loop(callers, 2.0)
         closed = await generator.closed_loop(callers, options.seconds)
         capacity = sum(one.code == OK for one in closed) / options.seconds
-        phases, load = [], [Phase("capacity", options.seconds, closed)]
-        for factor in tqdm(options.factors, desc="phases", mininterval=0.5):
+        load = [Phase("capacity", options.seconds, closed)]
+        rest_s = min(5.0, options.seconds)
+        turns = [factor for turn in range(options.rounds) for factor in options.factors[:: -1 if turn % 2 else 1]]
+        for factor in tqdm(turns, desc="phases", mininterval=0.5):
             sent, cores = await overloaded(generator, factor * capacity, options.seconds, state)
-            rest_s = min(5.0, options.seconds)
             rest = await generator.open_loop(REST_FACTOR * capacity, rest_s)
-            load += [Phase(f"{factor:g}x", options.seconds, sent), Phase("", rest_s, rest)]
-            phase = {"factor": factor, "cores": cores} | summarise(sent, options.seconds, objective_s)
-            phases.append(phase | {"recovery_s": round(recovery_s(rest, objective_s), 2)})
+            load.append(Phase(f"{factor:g}x", options.seconds, sent, factor, cores, recovery_s(rest, objective_s)))
+            load.append(Phase("", rest_s, rest))
     finally:
         await generator.close()
+    phases = [pooled([phase for phase in load if phase.factor == factor], objective_s) for factor in options.factors]
     compare_with_peak(phases, len(os.sched_getaffinity(0)))
     return {"capacity_per_s": capacity, "phases": phases, "missed": failures(phases), "timeline": timeline(load, objective_s)}
 
@@ -221,7 +242,8 @@ def overload(options: Overload) -> None:
     for phase in measured["phases"]:
         print(
             f"{phase['factor']:>5}x  goodput {phase['goodput_per_s']:7.1f}/s ({phase['of_peak']:.0%} of peak, "
-            f"{phase['of_peak_per_core']:.0%} per core left)  "
+            f"{phase['of_peak_per_core']:.0%} per core left, rounds {phase['least_goodput_per_s']:.1f} to "
+            f"{phase['greatest_goodput_per_s']:.1f})  "
             f"late {phase['late']}  refused {phase['refused']} {phase['refusal_codes']} in {phase['refusal_ms']} ms  "
             f"answers {phase['answer_ms']} ms  recovery {phase['recovery_s']} s  "
             f"cores {phase['cores']}  errors {phase['errors']}"
@@ -232,6 +254,7 @@ def overload(options: Overload) -> None:
         facts = {"date": datetime.now(UTC).date().isoformat(), "cores": len(os.sched_getaffinity(0))}
         facts |= {"base": "all-MiniLM-L6-v2 with a new head", "engine": "onnxruntime fp32"}  # embedded_release's
         facts |= {"texts": options.texts, "tokens": options.tokens, "objective_ms": options.objective_ms}
+        facts |= {"rounds": options.rounds, "seconds": options.seconds}
         write_json(options.output, facts | measured)
         print(f"wrote {options.output}")
     if measured["missed"]:

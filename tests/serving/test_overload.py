@@ -14,7 +14,7 @@ from contract.tensors import CLASSIFIER, TOKENIZER
 from serving.deployment import Deployment
 from tests.served import deployed, serving, wait_until
 from tests.serving.load import OK, Generator, Sent, request_bytes
-from tests.serving.overload import compare_with_peak, failures, recovery_s, summarise
+from tests.serving.overload import Phase, compare_with_peak, failures, pooled, recovery_s, summarise
 from tests.tiny import tiny_texts
 
 TEXTS = [text for text, _ in tiny_texts(64)]
@@ -32,6 +32,15 @@ def test_answers_are_counted_by_what_became_of_them() -> None:
     assert summary["answer_ms"]["p50"] == pytest.approx(50)
     assert recovery_s(sent, 1.0) == 1.4
     assert recovery_s(sent[:10], 1.0) == 0.0
+
+
+def test_the_rounds_of_a_factor_are_taken_together() -> None:
+    first = Phase("2x", 2.0, [Sent(0.1 * number, OK, 0.05) for number in range(10)], 2.0, {"generator": 0.1}, 0.5)
+    second = Phase("2x", 2.0, [Sent(0.1 * number, OK, 0.05 + number) for number in range(10)], 2.0, {"generator": 0.3}, 1.5)
+    found = pooled([first, second], 1.0)
+    assert (found["factor"], found["goodput_per_s"], found["late"], found["offered_per_s"]) == (2.0, 11 / 4, 9, 5.0)
+    assert (found["least_goodput_per_s"], found["greatest_goodput_per_s"]) == (0.5, 5.0)
+    assert (found["cores"], found["recovery_s"]) == ({"generator": 0.2}, 1.5)
 
 
 def test_goodput_is_compared_with_the_best_as_it_is_and_per_core_that_the_generator_left() -> None:
