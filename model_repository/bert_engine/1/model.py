@@ -22,6 +22,7 @@ import triton_python_backend_utils as pb_utils
 
 CALL_TOKENS = 15  # what one more call costs, in tokens: less padding is worth a call only beyond that, as two steps of 8 are
 MAX_TOKENS = 2048  # of a call: beyond this a larger batch is no faster and only holds more memory
+FEW_STEPS, GRID_STEPS = 32, 8  # a call of several rows and more steps than the first is a multiple of the second: see `Engine`
 COUNTERS = {
     "bert_engine_rows_total": "Texts computed",
     "bert_engine_tokens_total": "Tokens computed, padding left out",
@@ -42,20 +43,29 @@ INPUTS = ("input_ids", "attention_mask", "features")  # the last where the model
 
 
 class Engine(NamedTuple):
-    """A runtime, called with lengths that are multiples of `step`, or all `positions`: one may keep kernels for each shape."""
+    """A runtime, called with lengths that are multiples of `step`, or all `positions`.
+
+    One that keeps kernels for each number of tokens, B x T, holds 3 MiB for each: the numbers of larger calls are multiples
+    of `GRID_STEPS` steps. A step of 1 means that the runtime keeps nothing and any length will do.
+    """
 
     call: Call
     step: int
     positions: int
 
-    def fill(self, lengths: list[int]) -> list[int]:
-        """The lengths that are computed for rows of these."""
-        return [min(-(-length // self.step) * self.step, self.positions) for length in lengths]
+    def columns(self, rows: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.int64]:
+        """The lengths T that are computed for so many rows, the longest of which is `length`."""
+        steps = np.full_like(rows, -(-length // self.step))
+        if self.step > 1:
+            units = GRID_STEPS // np.gcd(GRID_STEPS, rows)
+            units[(rows == 1) | (rows * steps <= FEW_STEPS)] = 1
+            steps = -(-steps // units) * units
+        return np.minimum(steps * self.step, self.positions)
 
     def __call__(self, ids: Int32, mask: Int32, *beside: Any) -> Float32:
         """Fill up and call. A row without a token, which no client may send, keeps its length: its logits depend on it."""
         rows, length = ids.shape
-        (columns,) = self.fill([length])
+        (columns,) = self.columns(np.array([rows]), length)
         if columns > length and mask[:, 0].all():
             filled = np.zeros((2, rows, columns), dtype=np.int32)
             filled[0, :, :length], filled[1, :, :length] = ids, mask
@@ -132,11 +142,10 @@ def read_program(folder: Path, device: str) -> Any:
     return move_to_device_pass(torch.export.load(folder / "model.pt2"), device).module()
 
 
-def group_rows(lengths: list[int]) -> list[list[int]]:
+def group_rows(lengths: list[int], engine: Engine) -> list[list[int]]:
     """The rows by rising length, cut into the groups of least tokens computed + `CALL_TOKENS` a group (dynamic programming).
 
-    The lengths are those that are computed, steps included. A group computes rows x longest tokens, at most `MAX_TOKENS`
-    unless it is one row.
+    A group computes rows x `engine.columns` of its longest tokens, at most `MAX_TOKENS` unless it is one row.
     """
     if len(lengths) < 2:
         return [[0]][: len(lengths)]
@@ -144,7 +153,8 @@ def group_rows(lengths: list[int]) -> list[list[int]]:
     least = np.zeros(len(order) + 1)  # cost of the first so many rows
     begin = np.zeros(len(order) + 1, dtype=int)  # of the group that ends there
     for end in range(1, len(order) + 1):
-        area = np.arange(end, 0, -1) * lengths[order[end - 1]]  # of a group that begins at each row before
+        rows = np.arange(end, 0, -1)  # of a group that begins at each row before
+        area = rows * engine.columns(rows, lengths[order[end - 1]])
         costs = least[:end] + area + CALL_TOKENS
         costs[:-1][area[:-1] > MAX_TOKENS] = np.inf
         begin[end] = costs.argmin()
@@ -191,10 +201,11 @@ def run_rows(
 
     `beside` has nothing, or the features of all rows, which follow their rows into the groups.
     """
-    lengths = engine.fill([len(row) for row in rows])
+    lengths = [len(row) for row in rows]
     logits: list[Float32] = [np.empty(0, np.float32)] * len(rows)
-    for group in group_rows(lengths):
-        ids, mask = pack_group([rows[row] for row in group], lengths[group[-1]])
+    for group in group_rows(lengths, engine):
+        (columns,) = engine.columns(np.array([len(group)]), lengths[group[-1]])
+        ids, mask = pack_group([rows[row] for row in group], columns)
         started = time.perf_counter()
         answers = engine(ids, mask, *(numbers[group] for numbers in beside))
         tokens = int(mask.sum())
