@@ -7,6 +7,7 @@ with it, as the supervisor's own are.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from contract.command import Failure
 from contract.tensors import CLASSIFIER, ENGINE, TOKENIZER
 from loadtests.operator import Counters, gain
-from loadtests.record import Requests, Send
+from loadtests.record import Requests
 
 REQUESTS = 300
 WARMUP = 30
@@ -31,28 +32,34 @@ class Counting(Protocol):
         """Triton's counters now."""
 
 
-async def measure_alone(send: Send, requests: Requests, server: Counting, *, count: int = REQUESTS) -> dict[str, Any]:
+def measure_alone(
+    send: Callable[[Sequence[str]], object], requests: Requests, server: Counting, *, count: int = REQUESTS
+) -> dict[str, Any]:
     """Median milliseconds of `count` requests in all, in the steps, and beyond these; and the tokenizer's share of the engine.
+
+    `send` returns when the answer is there, as it does to a caller who has nothing else to do: see `loadtests.target.waiting`.
 
     Raises:
         Failure: the server counted none of them alone.
     """
     for number in range(WARMUP):
-        await send(requests[number % len(requests)])
+        send(requests[number % len(requests)])
     time.sleep(SETTLE_S)
     rows, before = [], server.counters()
     for number in range(count):
         began = time.perf_counter()
-        await send(requests[number % len(requests)])
+        send(requests[number % len(requests)])
         total_ms = 1000 * (time.perf_counter() - began)
         after = _next_counters(server, before)
         if all(gain(before, after, model, "request_success") == 1.0 for model in PATH):
-            rows.append((total_ms, *(_compute_ms(before, after, step) for step in (TOKENIZER, ENGINE))))
+            queues_ms = sum(gain(before, after, step, "queue_duration_us") / 1000 for step in (TOKENIZER, ENGINE))
+            rows.append((total_ms, *(_compute_ms(before, after, step) for step in (TOKENIZER, ENGINE)), queues_ms))
         before = after
     if not rows:
         raise Failure(f"none of {count} requests was counted by itself; is somebody else using this server?")
-    total, tokenizer, engine = np.array(rows).T
-    parts = {"total": total, "tokenizer compute": tokenizer, "engine compute": engine, "beyond": total - tokenizer - engine}
+    total, tokenizer, engine, queues = np.array(rows).T
+    beyond = total - tokenizer - engine
+    parts = {"total": total, "tokenizer compute": tokenizer, "engine compute": engine, "beyond": beyond, "queues": queues}
     return {
         "requests": len(rows),
         "p50_ms": {name: float(np.median(values)) for name, values in parts.items()},

@@ -1,6 +1,6 @@
 """A scenario for NVIDIA's perf_analyzer: its texts as an input-data file, its load as a command line.
 
-    python -m loadtests.export loadtests/scenarios/steady.toml --output build/perf_analyzer.json --url 127.0.0.1:8001
+    python -m loadtests.export loadtests/scenarios/steady.toml --repository build/model_repository --output data.json
 
 perf_analyzer needs the input data and the shape said for a string input of variable size; the printed command says both. It
 also reads the model's configuration and statistics, for which a server of ours wants its operator's token: with --repository
@@ -21,7 +21,7 @@ from contract.command import UsageError, run_command
 from contract.files import write_json
 from contract.tensors import CLASSIFIER, TEXT
 from loadtests.measure import read_requests
-from loadtests.operator import CONTROL_HEADER, STATE_FILE
+from loadtests.operator import CONTROL_HEADER, STATE_FILE, read_operator
 from loadtests.scenario import Scenario, read_scenario
 
 READ_OUT = 'import json, sys; print(json.load(open(sys.argv[1]))["control_token"])'
@@ -35,8 +35,8 @@ class Export:
     """Scenario file (loadtests/scenarios/*.toml) of constant load."""
     output: Path
     """Input-data JSON to write."""
-    url: str = "127.0.0.1:8001"
-    """host:port of gRPC."""
+    url: str | None = None
+    """host:port of gRPC; that of the repository's server when left out, or 127.0.0.1:8001."""
     repository: Path | None = None
     """Served repository, whose operator's token perf_analyzer is to bring along."""
     texts: Path | None = None
@@ -68,7 +68,9 @@ def main(options: Export) -> None:
     if scenario.load.shape != "constant":
         raise UsageError(f"load.shape is {scenario.load.shape}; perf_analyzer knows constant load alone")
     write_json(options.output, input_data(read_requests(scenario)))
-    command = shlex.join(command_of(scenario, data=options.output, url=options.url))
+    operator = None if options.repository is None else read_operator(options.repository)
+    url = options.url or (operator.grpc_url if operator else "127.0.0.1:8001")
+    command = shlex.join(command_of(scenario, data=options.output, url=url))
     if options.repository is not None:
         print(f"TOKEN=$(python -c '{READ_OUT}' {shlex.quote(str(options.repository / STATE_FILE))})")
         command += f' -H "triton-grpc-protocol-{CONTROL_HEADER}:$TOKEN"'

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 
 import grpc
@@ -51,3 +52,20 @@ class GrpcTarget:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self._channel.close()
+
+
+@contextmanager
+def waiting(url: str, requests: Requests, *, timeout_s: float) -> Iterator[Callable[[Sequence[str]], str]]:
+    """`GrpcTarget.send` of a caller who waits for each answer: without an event loop, which costs a request 0.3 ms."""
+    prepared = {tuple(texts): request_bytes(texts) for texts in requests}
+    with grpc.insecure_channel(url) as channel:
+        call = channel.unary_unary(INFER_METHOD)  # bytes in, bytes out
+
+        def send(texts: Sequence[str]) -> str:
+            try:
+                answer = call(prepared[tuple(texts)], timeout=timeout_s)
+            except grpc.RpcError as error:
+                raise from_status(str(error.code()), error.details() or "", url) from error
+            return release_in(answer, len(texts))
+
+        yield send

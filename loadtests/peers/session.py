@@ -23,10 +23,10 @@ from loadtests.peers.catalogue import Launch, Peer, processor_flags
 from loadtests.peers.environments import REQUIREMENTS, interpreter, versions
 from loadtests.peers.export import export_onnx
 from loadtests.peers.goals import OURS
-from loadtests.peers.measure import USERS, Open, Plan, measure_round, settle
+from loadtests.peers.measure import USERS, Plan, measure_round, settle
 from loadtests.peers.process import free_port
 from loadtests.peers.servers import Server, cut_texts, serve_ours, serve_peer
-from loadtests.record import Requests, run_precisely
+from loadtests.target import waiting
 from loadtests.texts import read_texts
 
 SAMPLE = 2000
@@ -131,7 +131,8 @@ class Session:
                 OURS, server.target, plan, cpu_s=server.process.cpu_s, operator=server.operator, other_rates=rates
             )
             settle(server.process.cpu_s)
-            measured["alone"] = run_precisely(_alone(server.target, server.operator, plan.requests))
+            with waiting(server.operator.grpc_url, plan.requests, timeout_s=TIMEOUT_S) as send:
+                measured["alone"] = measure_alone(send, plan.requests, server.operator)
             weight, config = _weigh(server), _engine_config(server.operator)
         bare = self._bare(repository, config)
         return agreed | measured | weight | {"bare_per_s": bare, "cores": self._cores}
@@ -175,11 +176,6 @@ class Session:
         files = (folder, version, self.work / "engine_config.json", self.release / TOKENIZER / "tokenizer.json", self.texts)
         said = _run("loadtests.peers.bare", *map(str, (*files, self.seed, max(USERS), self.seconds)))
         return float(json.loads(said)["texts_per_s"])
-
-
-async def _alone(opened: Open, operator: Operator, requests: Requests) -> dict[str, Any]:
-    async with opened() as target:
-        return await measure_alone(target.send, requests, operator)
 
 
 def _weigh(server: Server) -> dict[str, Any]:

@@ -24,8 +24,15 @@ def read_result(path: Path) -> Fields:
 
 
 def tables(path: Path) -> dict[str, str]:
-    """Markdown: one line."""
-    return {"all": _table([read_result(path)])}
+    """Markdown: one line; and `stages`, where the time goes, if the server's counters were read."""
+    found = read_result(path)
+    parts = {"all": _table([found])}
+    if "stages" in found and "mean_ms" in found.fields("stages"):
+        means, total = found.fields("stages").fields("mean_ms"), found.fields("stages").number("total_ms")
+        rows = [[stage, f"{means.number(stage):.2f} ms", f"{means.number(stage) / total:.0%}"] for stage in means]
+        rows.append(["total", f"{total:.2f} ms", "100%"])
+        parts["stages"] = markdown_table([f"{found.text('name')}, mean of a request", "time", "share"], rows)
+    return parts
 
 
 def _table(results: list[Fields]) -> str:

@@ -39,13 +39,15 @@ def test_a_closed_load_is_a_concurrency(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_the_printed_command_reads_the_operators_token(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_json(tmp_path / ".server.json", {"control_token": "s3cret"})
+    urls = {f"{name}_url": f"127.0.0.1:{port}" for name, port in (("grpc", 4001), ("http", 4000), ("metrics", 4002))}
+    write_json(tmp_path / ".server.json", urls | {"control_token": "s3cret", "pid": 1})
     path = scenario(tmp_path, 'kind = "closed"\nusers = 8')
     main(Export(scenario=path, output=tmp_path / "data.json", repository=tmp_path))
     script = capsys.readouterr().out
     assert "s3cret" not in script
     done = subprocess.run(["sh", "-c", script.replace("perf_analyzer", "echo")], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("-H triton-grpc-protocol-triton-control:s3cret")
+    assert " -u 127.0.0.1:4001 " in done.stdout
 
 
 def test_a_shape_is_refused(tmp_path: Path) -> None:

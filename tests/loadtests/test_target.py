@@ -16,7 +16,7 @@ from clients import BadRequest, Unavailable
 from loadtests.closed import run_closed
 from loadtests.open import run_open
 from loadtests.record import Recording, run_precisely
-from loadtests.target import GrpcTarget
+from loadtests.target import GrpcTarget, waiting
 from tests.clients.sockets import closed_url
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,6 +43,13 @@ def test_it_sends_what_was_made_beforehand_and_says_who_answered(server: tuple[s
             return [await target.send(texts) for texts in REQUESTS]
 
     assert run_precisely(run()) == ["fake", "fake"]
+
+
+def test_a_caller_who_waits_gets_the_same_answers_and_errors(server: tuple[subprocess.Popen[str], str]) -> None:
+    with waiting(server[1], REQUESTS, timeout_s=60) as send:
+        assert [send(texts) for texts in REQUESTS] == ["fake", "fake"]
+    with waiting(closed_url(), REQUESTS, timeout_s=60) as send, pytest.raises(Unavailable):
+        send(REQUESTS[0])
 
 
 def test_nobody_there_and_texts_that_no_server_takes_are_told() -> None:

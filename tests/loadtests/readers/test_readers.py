@@ -82,6 +82,7 @@ def test_a_lone_request_of_ours_is_split(tmp_path: Path) -> None:
         ["tokenizer compute", "0.40 ms"],
         ["engine compute", "8.00 ms"],
         ["beyond", "0.70 ms"],
+        ["beyond, of it in queues", "0.20 ms"],
     ]
 
 
@@ -114,6 +115,14 @@ def test_few_answers_have_no_p99_and_a_load_that_was_not_steady_is_marked(tmp_pa
 def test_the_load_table_carries_intervals_and_refusals(tmp_path: Path) -> None:
     found = rows(load.tables(written(tmp_path, "load-steady.json", refusals=["not steady"]))["all"])
     assert found[1] == ["steady", "open", "40.0 (36.0 to 44.0)", "10.0", "30.0 (25.0 to 35.0)", "0.00%", "12%", "not steady"]
+
+
+def test_the_stages_of_a_load_are_a_table_where_they_were_measured(tmp_path: Path) -> None:
+    found = rows(load.tables(written(tmp_path, "load-steady.json"))["stages"])
+    assert found[0] == ["steady, mean of a request", "time", "share"]
+    assert found[3] == ["tokenizer compute", "0.40 ms", "4%"]
+    assert found[-1] == ["total", "11.00 ms", "100%"]
+    assert "stages" not in load.tables(written(tmp_path, "load-steady.json", stages={}))
 
 
 def test_a_load_result_of_another_schema_is_refused(tmp_path: Path) -> None:
