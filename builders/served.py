@@ -63,11 +63,14 @@ def row_runner(engine: Engine, *, features: int = 0) -> Callable[[Sequence[Int32
 
 
 def padding_share(batches: Sequence[Sequence[Int32]], *, step: int = 1) -> float:
-    """Share of the tokens computed for these batches of unpadded rows that is padding, in calls that grow by `step` tokens."""
+    """Share of the tokens computed for these batches of unpadded rows that is padding, in calls of an engine of this `step`."""
+    module = engine_module()
+    engine = module.Engine(None, step, positions=sys.maxsize)  # which is never called
     computed = tokens = 0
     for rows in batches:
         lengths = [len(row) for row in rows]
         tokens += sum(lengths)
-        filled = [-(-length // step) * step for length in lengths]
-        computed += sum(len(group) * filled[group[-1]] for group in engine_module().group_rows(filled))
+        for group in module.group_rows(lengths, engine):
+            (columns,) = engine.columns(np.array([len(group)]), lengths[group[-1]])
+            computed += len(group) * int(columns)
     return 1 - tokens / computed
