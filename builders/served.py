@@ -70,7 +70,6 @@ def padding_share(batches: Sequence[Sequence[Int32]], *, step: int = 1) -> float
     for rows in batches:
         lengths = [len(row) for row in rows]
         tokens += sum(lengths)
-        for group in module.group_rows(lengths, engine):
-            (columns,) = engine.columns(np.array([len(group)]), lengths[group[-1]])
-            computed += len(group) * int(columns)
+        groups = module.group_rows(lengths, engine)
+        computed += sum(len(group) * engine.length([lengths[row] for row in group]) for group in groups)
     return 1 - tokens / computed

@@ -21,7 +21,7 @@ from contract.command import UsageError, run_command
 from contract.files import write_json
 from contract.tensors import CLASSIFIER, TEXT
 from loadtests.measure import read_requests
-from loadtests.operator import CONTROL_HEADER, STATE_FILE, read_operator
+from loadtests.operator import CONTROL_HEADER, STATE_FILE, find_url, read_operator
 from loadtests.scenario import Scenario, read_scenario
 
 READ_OUT = 'import json, sys; print(json.load(open(sys.argv[1]))["control_token"])'
@@ -69,8 +69,7 @@ def main(options: Export) -> None:
         raise UsageError(f"load.shape is {scenario.load.shape}; perf_analyzer knows constant load alone")
     write_json(options.output, input_data(read_requests(scenario)))
     operator = None if options.repository is None else read_operator(options.repository)
-    url = options.url or (operator.grpc_url if operator else "127.0.0.1:8001")
-    command = shlex.join(command_of(scenario, data=options.output, url=url))
+    command = shlex.join(command_of(scenario, data=options.output, url=find_url(options.url, operator)))
     if options.repository is not None:
         print(f"TOKEN=$(python -c '{READ_OUT}' {shlex.quote(str(options.repository / STATE_FILE))})")
         command += f' -H "triton-grpc-protocol-{CONTROL_HEADER}:$TOKEN"'

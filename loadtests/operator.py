@@ -75,6 +75,11 @@ class Operator:
         return _fetch(f"http://{self.http_url}{path}", body=body, headers={CONTROL_HEADER: self.token})
 
 
+def find_url(url: str | None, operator: Operator | None) -> str:
+    """host:port of gRPC: the one that was named, else that of the operator's server, else Triton's own."""
+    return url or (operator.grpc_url if operator else "127.0.0.1:8001")
+
+
 def read_operator(repository: Path) -> Operator:
     """The server that serves `repository`. Raises UsageError when none does, or its token may not be read."""
     path = repository / STATE_FILE

@@ -20,7 +20,7 @@ from contract.command import Failure, run_command
 from contract.files import write_json
 from loadtests.breakdown import stage_table
 from loadtests.measure import measure
-from loadtests.operator import read_operator
+from loadtests.operator import find_url, read_operator
 from loadtests.result import Result
 from loadtests.scenario import read_scenario
 
@@ -63,8 +63,7 @@ def main(options: Run) -> None:
     """Run the command; see the module docstring."""
     scenario = read_scenario(options.scenario, texts=options.texts)
     operator = read_operator(options.repository) if options.repository else None
-    url = options.url or (operator.grpc_url if operator else "127.0.0.1:8001")
-    result = measure(scenario, url=url, operator=operator, name=options.scenario.stem)
+    result = measure(scenario, url=find_url(options.url, operator), operator=operator, name=options.scenario.stem)
     print(describe(result))
     if result.stages:
         print(stage_table(result.stages))

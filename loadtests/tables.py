@@ -50,7 +50,7 @@ def refresh(text: str, root: Path) -> tuple[str, list[str], int]:
         if match["table"] != wanted:
             stale.append(" ".join(filter(None, (match["file"], match["part"]))))
         head = match[0][: match.start("table") - match.start()]
-        return head + wanted
+        return head + wanted + ("" if match["table"] else match["gap"])  # a blank line after it stays one
 
     changed, markers = MARKER.subn(replace, text)
     return changed, stale, markers

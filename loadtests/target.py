@@ -1,4 +1,4 @@
-"""A served classifier as the target of a generator: gRPC on asyncio, its requests serialised before the test begins."""
+"""A served classifier as the target of a generator: gRPC, on asyncio or waiting; requests are serialised before the test."""
 
 from __future__ import annotations
 

@@ -27,12 +27,17 @@ def tables(path: Path) -> dict[str, str]:
     """Markdown: one line; and `stages`, where the time goes, if the server's counters were read."""
     found = read_result(path)
     parts = {"all": _table([found])}
-    if "stages" in found and "mean_ms" in found.fields("stages"):
-        means, total = found.fields("stages").fields("mean_ms"), found.fields("stages").number("total_ms")
+    if (stages := _stages(found)) is not None:
+        means, total = stages.fields("mean_ms"), stages.number("total_ms")
         rows = [[stage, f"{means.number(stage):.2f} ms", f"{means.number(stage) / total:.0%}"] for stage in means]
         rows.append(["total", f"{total:.2f} ms", "100%"])
         parts["stages"] = markdown_table([f"{found.text('name')}, mean of a request", "time", "share"], rows)
     return parts
+
+
+def _stages(found: Fields) -> Fields | None:
+    """Where the time went, if the server's counters were read."""
+    return found.fields("stages") if "stages" in found and "mean_ms" in found.fields("stages") else None
 
 
 def _table(results: list[Fields]) -> str:
@@ -81,17 +86,16 @@ def section(paths: list[Path]) -> Section:
         plot(Plot("Latency, cumulative", "ms", "% of requests within", distribution, log_x=True)),
     ]
     charts += [_timeline(found) for found in results if found.raw("timeline")]
-    staged = [found for found in results if "stages" in found and "mean_ms" in found.fields("stages")]
+    staged = [(found.text("name"), stages) for found in results if (stages := _stages(found)) is not None]
     if staged:
         rows = []
-        for found in staged:
-            means = found.fields("stages").fields("mean_ms")
-            rows.append(Bar(found.text("name"), [(stage, means.number(stage)) for stage in means]))
+        for name, stages in staged:
+            means = stages.fields("mean_ms")
+            rows.append(Bar(name, [(stage, means.number(stage)) for stage in means]))
         charts.append(bars(Bars("Where the time goes", "mean ms of a request", rows)))
     notes = list(dict.fromkeys(f"{found.text('note').capitalize()}." for found in results))
-    for found in staged:
-        stages = found.fields("stages")
-        notes.append(f"{found.text('name')}: the knob to turn is {stages.text('knob')}; {stages.text('reason')}.")
+    for name, stages in staged:
+        notes.append(f"{name}: the knob to turn is {stages.text('knob')}; {stages.text('reason')}.")
     return Section("Load", notes, charts, [("Scenarios", _table(results))])
 
 

@@ -150,7 +150,9 @@ def _alone(found: Comparison) -> str:
 
 def _p50_alone(part: str) -> Callable[[Fields], float | None]:
     def read(found: Fields) -> float | None:
-        parts = found.fields("alone").fields("p50_ms") if "alone" in found else found
+        if "alone" not in found:
+            return None
+        parts = found.fields("alone").fields("p50_ms")
         return parts.number(part) if part in parts else None
 
     return read

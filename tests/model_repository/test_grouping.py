@@ -24,7 +24,7 @@ def engine_of(module: Any, step: int, positions: int = 512) -> Any:
 
 def columns_of(engine: Any, rows: int, length: int) -> int:
     """The length that is computed for so many rows of this one."""
-    return int(engine.columns(np.array([rows]), length)[0])
+    return int(engine.length([length] * rows))
 
 
 def random_lengths(seed: int) -> list[int]:

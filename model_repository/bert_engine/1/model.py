@@ -62,10 +62,14 @@ class Engine(NamedTuple):
             steps = -(-steps // units) * units
         return np.minimum(steps * self.step, self.positions)
 
+    def length(self, lengths: list[int]) -> int:
+        """T of a call that has rows of these lengths."""
+        return int(self.columns(np.array([len(lengths)]), max(lengths))[0])
+
     def __call__(self, ids: Int32, mask: Int32, *beside: Any) -> Float32:
         """Fill up and call. A row without a token, which no client may send, keeps its length: its logits depend on it."""
         rows, length = ids.shape
-        (columns,) = self.columns(np.array([rows]), length)
+        columns = self.length([length] * rows)
         if columns > length and mask[:, 0].all():
             filled = np.zeros((2, rows, columns), dtype=np.int32)
             filled[0, :, :length], filled[1, :, :length] = ids, mask
@@ -204,8 +208,7 @@ def run_rows(
     lengths = [len(row) for row in rows]
     logits: list[Float32] = [np.empty(0, np.float32)] * len(rows)
     for group in group_rows(lengths, engine):
-        (columns,) = engine.columns(np.array([len(group)]), lengths[group[-1]])
-        ids, mask = pack_group([rows[row] for row in group], columns)
+        ids, mask = pack_group([rows[row] for row in group], engine.length([lengths[row] for row in group]))
         started = time.perf_counter()
         answers = engine(ids, mask, *(numbers[group] for numbers in beside))
         tokens = int(mask.sum())
