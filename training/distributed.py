@@ -16,6 +16,10 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
+
+# Imported by DDP otherwise, while there is a group, which its default arguments would then keep. The group's threads would live
+# until the interpreter is gone, and one that still holds a tensor would end the process by SIGABRT.
+import torch.distributed.nn.functional
 from torch import Tensor, nn
 
 from contract.command import UsageError

@@ -25,6 +25,7 @@ from training.distributed import ALONE, Workers, choose_device, join_workers
 from training.finetune import Finetune, finetune
 from training.state import STATE_FILE, state_folder
 
+ROOT = Path(__file__).resolve().parents[2]
 SETTINGS: dict[str, Any] = {
     "epochs": 4,
     "train_rows": 57,
@@ -111,6 +112,34 @@ def test_a_signal_to_the_launcher_saves_the_run_and_two_processes_alone_continue
     assert continued.returncode == 0, errors
     assert "continuing in epoch" in out
     assert result_of(run.output) == result_of(whole[0])
+
+
+WORKER = """
+import gc, sys, torch
+from pathlib import Path
+from training.distributed import join_workers
+
+def threads():
+    return sum("gloo" in name.read_text() for name in Path("/proc/self/task").glob("*/comm"))
+
+def train(workers):
+    model = workers.wrap(torch.nn.Linear(3, 2), torch.device("cpu"))
+    model(torch.ones(1, 3)).sum().backward()
+    return threads()
+
+with join_workers() as workers:
+    during = train(workers)
+    gc.collect()
+Path(sys.argv[1], str(workers.rank)).write_text(f"{during > 0} {threads()}")
+"""
+
+
+def test_no_thread_of_the_group_outlives_it(tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text(WORKER, encoding="utf-8")
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    subprocess.run([*words, str(tmp_path / "worker.py"), str(tmp_path)], env=environment, check=True, timeout=120)
+    assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["True 0"] * 2
 
 
 def test_rows_are_dealt_to_the_workers_each_once() -> None:
