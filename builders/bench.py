@@ -29,7 +29,7 @@ from tqdm import tqdm
 from builders.bench_report import markdown, summarise
 from builders.calibration import read_calibration
 from builders.ceilings import OPERATIONS, bert_operations, ceiling_calls
-from builders.engines import KINDS, OPENVINO_LENGTH_STEP, EngineKind, Source, write_files
+from builders.engines import KINDS, LANES, OPENVINO_LENGTH_STEP, EngineKind, Source, write_files
 from builders.hardware import cpu_flags, describe_cpu
 from builders.onnx_export import build_onnx
 from builders.parity import Float32, Int32
@@ -233,12 +233,12 @@ def describe(options: Bench, checkpoint: Checkpoint, timed: Sequence[Int32]) -> 
 
 
 def padding_of(batches: Sequence[Sequence[Int32]]) -> dict[str, float]:
-    """Share of padding: in plain batches, in ours, and in OpenVINO's, whose calls are filled up to a step."""
+    """Share of padding: in plain batches, in ours, and in OpenVINO's with lanes, whose calls are filled up to a step."""
     computed = sum(len(batch) * max(map(len, batch)) for batch in batches)
     return {
         "plain": 1 - sum(len(row) for batch in batches for row in batch) / computed,
         "ours": padding_share(batches),
-        "openvino": padding_share(batches, step=OPENVINO_LENGTH_STEP),
+        "openvino": padding_share(batches, step=OPENVINO_LENGTH_STEP, lanes=LANES),
     }
 
 

@@ -47,6 +47,21 @@ def open_served(folder: Path, *, threads: int = 0) -> Engine:
     return engine
 
 
+def batch_runner(engine: Engine) -> Engine:
+    """What answers padded batches as the server does: padding taken off, rows grouped, in the engine's lanes where it has some.
+
+    A batch with a row of nothing but padding, which no client may send, is one call.
+    """
+    module = engine_module()
+
+    def run(ids: Int32, mask: Int32, *features: Float32) -> Float32:
+        if not mask[:, 0].all():
+            return engine(ids, mask, *features)
+        return np.stack(module.run_rows(engine, module.strip_padding(ids, mask), beside=features))
+
+    return run
+
+
 def row_runner(engine: Engine, *, features: int = 0) -> Callable[[Sequence[Int32]], list[Float32]]:
     """The served way from unpadded rows to their logits: sorted by length, grouped, padded within a group.
 
@@ -62,10 +77,10 @@ def row_runner(engine: Engine, *, features: int = 0) -> Callable[[Sequence[Int32
     return run
 
 
-def padding_share(batches: Sequence[Sequence[Int32]], *, step: int = 1) -> float:
-    """Share of the tokens computed for these batches of unpadded rows that is padding, in calls of an engine of this `step`."""
+def padding_share(batches: Sequence[Sequence[Int32]], *, step: int = 1, lanes: int = 1) -> float:
+    """Share of the tokens computed for these batches of unpadded rows that is padding, in calls of an engine of this kind."""
     module = engine_module()
-    engine = module.Engine(None, step, positions=sys.maxsize)  # which is never called
+    engine = module.Engine(None, step, positions=sys.maxsize, most=module.most_tokens(lanes))  # which is never called
     computed = tokens = 0
     for rows in batches:
         lengths = [len(row) for row in rows]

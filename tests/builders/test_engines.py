@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from builders.engines import KINDS, Source, find_kind, runnable_kinds, write_cpu_engine, write_files
+from builders.engines import KINDS, LANES, Source, find_kind, prove_files, runnable_kinds, write_cpu_engine, write_files
 from builders.hardware import cpu_flags, describe_cpu, has_bf16
 from builders.parity import BOUNDS, make_reference
 from builders.repository import SOURCE, VERSION
+from builders.served import engine_module
 from contract.command import Failure, UsageError
 from contract.files import read_json
 from contract.tensors import ENGINE
@@ -76,12 +77,31 @@ def test_a_written_engine_says_what_it_is_and_was_proved(tmp_path: Path, name: s
     limits = (MODEL.config.vocab_size, MODEL.config.max_position_embeddings)
     assert (settings["kind"], settings["precision"], settings["vocab_size"], settings["positions"]) == (name, "fp32", *limits)
     assert settings.get("length_step") == (8 if name == "openvino" else None)
+    assert settings.get("lanes", 1) == 1
 
 
 @pytest.mark.skipif(not has_bf16(cpu_flags()), reason="this processor does not compute bf16")
 def test_bf16_is_close_and_not_equal(tmp_path: Path) -> None:
     record = write_cpu_engine(tmp_path, find_kind("openvino", "bf16", cpu_flags()), Source(MODEL, no_int8), REFERENCE)
     assert 1e-4 < record.parity["max_abs"] <= record.parity["bound"]
+    assert read_json(tmp_path / "engine.json")["lanes"] == LANES
+
+
+def test_what_is_proved_is_what_the_lanes_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lane that answers wrongly keeps the engine out of a release, though the call on all cores is right."""
+    kind = find_kind("openvino", "fp32", PLAIN)
+    reference = make_reference(MODEL, random_encoded(64, MODEL.config, longest=MODEL.config.max_position_embeddings))
+    write_files(tmp_path, kind, Source(MODEL, no_int8))
+    module, real = engine_module(), engine_module().open_engine
+
+    def with_wrong_lanes(folder: Path, threads: int) -> tuple[object, object]:
+        engine, settings = real(folder, threads)
+        wrong = [lambda ids, mask: np.zeros((len(ids), MODEL.config.num_labels), np.float32)] * LANES
+        return engine._replace(most=module.LANE_TOKENS, lanes=module.Lanes(wrong)), settings
+
+    assert prove_files(tmp_path, kind, reference)[1] == []
+    monkeypatch.setattr(module, "open_engine", with_wrong_lanes)
+    assert "logits differ by up to" in prove_files(tmp_path, kind, reference)[1][0]
 
 
 def test_an_engine_of_other_weights_is_a_failure(tmp_path: Path) -> None:

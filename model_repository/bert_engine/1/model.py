@@ -11,8 +11,10 @@ from __future__ import annotations
 import functools
 import json
 import os
+import queue
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +24,8 @@ import triton_python_backend_utils as pb_utils
 
 CALL_TOKENS = 15  # what one more call costs, in tokens: less padding is worth a call only beyond that, as two steps of 8 are
 MAX_TOKENS = 2048  # of a call: beyond this a larger batch is no faster and only holds more memory
+LANE_TOKENS = 512  # of a call of an engine with lanes, each of which holds a call
+LANES_GAIN = 1.3  # how much more the lanes compute together than one call on all cores does, when all of them are busy
 FEW_STEPS, GRID_STEPS = 32, 8  # a call of several rows and more steps than the first is a multiple of the second: see `Engine`
 COUNTERS = {
     "bert_engine_rows_total": "Texts computed",
@@ -42,8 +46,41 @@ Request = tuple[list[Int32], list[Float32]]  # its unpadded rows, and nothing or
 INPUTS = ("input_ids", "attention_mask", "features")  # the last where the model reads numbers beside the text
 
 
+class Lanes:
+    """Calls of one runtime that run side by side, each on its share of the cores.
+
+    Threads that compute one call together wait for each other at every layer, and all of them for one whose core another
+    process took for a moment. Threads with a call each do not: int8 on two cores is 1.1 to 1.25 times as fast so.
+    """
+
+    def __init__(self, calls: Sequence[Call]) -> None:
+        self.count = len(calls)
+        self.free: queue.SimpleQueue[Call] = queue.SimpleQueue()
+        for call in calls:
+            self.free.put(call)
+        self.threads = ThreadPoolExecutor(len(calls), "lane")
+
+    def gain(self, sizes: Sequence[int]) -> bool:
+        """Whether calls of so many tokens, the largest first, are spread evenly enough to be quicker here than in turn."""
+        loads = [0] * self.count
+        for size in sizes:
+            loads[loads.index(min(loads))] += size
+        return max(loads) * self.count <= LANES_GAIN * sum(sizes)
+
+    def submit(self, *given: Any) -> Future[Float32]:
+        """Run a call as soon as a lane is free."""
+        return self.threads.submit(self._run, given)
+
+    def _run(self, given: tuple[Any, ...]) -> Float32:
+        call = self.free.get()
+        try:
+            return call(*given)
+        finally:
+            self.free.put(call)
+
+
 class Engine(NamedTuple):
-    """A runtime, called with lengths that are multiples of `step`, or all `positions`.
+    """A runtime, called with lengths that are multiples of `step`, or all `positions`, and up to `most` tokens.
 
     One that keeps kernels for each number of tokens, B x T, holds 3 MiB for each: the numbers of larger calls are multiples
     of `GRID_STEPS` steps. A step of 1 means that the runtime keeps nothing and any length will do.
@@ -52,6 +89,8 @@ class Engine(NamedTuple):
     call: Call
     step: int
     positions: int
+    most: int = MAX_TOKENS
+    lanes: Lanes | None = None
 
     def columns(self, rows: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.int64]:
         """The lengths T that are computed for so many rows, the longest of which is `length`."""
@@ -76,16 +115,36 @@ class Engine(NamedTuple):
             ids, mask = filled
         return self.call(ids, mask, *beside)
 
+    def answers(self, calls: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Float32]]:
+        """(number of a call, its logits) as they come: in the lanes where that is quicker, or in turn on all cores."""
+        sizes = {number: given[0].size for number, given in enumerate(calls)}
+        order = sorted(sizes, key=sizes.__getitem__, reverse=True)
+        if self.lanes is None or not self.lanes.gain([sizes[number] for number in order]):
+            yield from ((number, self.call(*given)) for number, given in enumerate(calls))
+            return
+        futures = {self.lanes.submit(*calls[number]): number for number in order}
+        try:
+            yield from ((futures[future], future.result()) for future in as_completed(futures))
+        finally:
+            for future in futures:  # when one failed, the rest is not wanted
+                future.cancel()
+
 
 def open_engine(folder: Path, threads: int = 0) -> tuple[Engine, dict[str, Any]]:
     """The engine of a version folder and its `engine.json`; 0 threads are those of engine.json, there 0 means every core."""
     settings: dict[str, Any] = json.loads((folder / "engine.json").read_text(encoding="utf-8"))
     opener = {"onnxruntime": open_onnxruntime, "openvino": open_openvino, "torch": open_torch}[settings["kind"]]
-    call = opener(folder, settings, threads or settings["threads"] or len(os.sched_getaffinity(0)))
-    return Engine(call, settings.get("length_step", 1), settings["positions"]), settings
+    call, *lanes = opener(folder, settings, threads or settings["threads"] or len(os.sched_getaffinity(0)))
+    beside = Lanes(lanes) if lanes else None
+    return Engine(call, settings.get("length_step", 1), settings["positions"], most_tokens(len(lanes)), beside), settings
 
 
-def open_onnxruntime(folder: Path, settings: dict[str, Any], threads: int) -> Call:
+def most_tokens(lanes: int) -> int:
+    """Of a call of an engine with so many lanes."""
+    return LANE_TOKENS if lanes > 1 else MAX_TOKENS
+
+
+def open_onnxruntime(folder: Path, settings: dict[str, Any], threads: int) -> list[Call]:
     """`model.onnx` in ONNX Runtime."""
     import onnxruntime
 
@@ -94,7 +153,7 @@ def open_onnxruntime(folder: Path, settings: dict[str, Any], threads: int) -> Ca
     # Threads that spin between requests starve server and tokenizer: on 2 cores p99 went from 20 to 517 ms.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
-    return lambda *given: session.run(["logits"], dict(zip(INPUTS, given, strict=False)))[0]
+    return [lambda *given: session.run(["logits"], dict(zip(INPUTS, given, strict=False)))[0]]
 
 
 @functools.cache
@@ -105,24 +164,32 @@ def openvino_core() -> Any:
     return openvino.Core()
 
 
-def open_openvino(folder: Path, settings: dict[str, Any], threads: int) -> Call:
-    """`model.xml` in OpenVINO; its threads sleep between requests, and are not bound to cores that the server needs."""
+def open_openvino(folder: Path, settings: dict[str, Any], threads: int) -> list[Call]:
+    """`model.xml` in OpenVINO; its threads sleep between requests, and are not bound to cores that the server needs.
+
+    The call on all threads, and the lanes that `settings` name where the threads can be shared out evenly.
+    """
     core, computes = openvino_core(), settings["inference_precision"]
     if computes == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise RuntimeError("this engine computes in bf16, which this processor lacks: build the release on this machine")
-    options = {"INFERENCE_PRECISION_HINT": computes, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
+    options = {"INFERENCE_PRECISION_HINT": computes, "INFERENCE_NUM_THREADS": threads}
     options |= {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
     options |= {"CPU_RUNTIME_CACHE_CAPACITY": 256}  # kernels kept for shapes seen: by default 5000, which takes 100 MiB more
-    request = core.compile_model(folder / "model.xml", "CPU", options).create_infer_request()
+    model = core.read_model(folder / "model.xml")
 
-    def call(*given: Int32 | Float32) -> Float32:
+    def open_calls(streams: int) -> list[Call]:
+        compiled = core.compile_model(model, "CPU", options | {"NUM_STREAMS": streams})
+        return [functools.partial(call, compiled.create_infer_request()) for _ in range(streams)]
+
+    def call(request: Any, *given: Int32 | Float32) -> Float32:
         request.infer(dict(zip(INPUTS, given, strict=False)), share_inputs=True)
         return request.get_output_tensor().data.copy()  # type: ignore[no-any-return]
 
-    return call
+    lanes = settings.get("lanes", 1)
+    return open_calls(1) + (open_calls(lanes) if lanes > 1 and threads % lanes == 0 else [])
 
 
-def open_torch(folder: Path, settings: dict[str, Any], threads: int) -> Call:
+def open_torch(folder: Path, settings: dict[str, Any], threads: int) -> list[Call]:
     """The exported program `model.pt2` in PyTorch, on a GPU where there is one."""
     import torch
 
@@ -135,7 +202,7 @@ def open_torch(folder: Path, settings: dict[str, Any], threads: int) -> Call:
         logits = program(**{name: torch.from_numpy(one).to(device) for name, one in zip(INPUTS, given, strict=False)})
         return logits.float().cpu().numpy()  # type: ignore[no-any-return]
 
-    return call
+    return [call]
 
 
 def read_program(folder: Path, device: str) -> Any:
@@ -149,7 +216,7 @@ def read_program(folder: Path, device: str) -> Any:
 def group_rows(lengths: list[int], engine: Engine) -> list[list[int]]:
     """The rows by rising length, cut into the groups of least tokens computed + `CALL_TOKENS` a group (dynamic programming).
 
-    A group computes rows x `engine.columns` of its longest tokens, at most `MAX_TOKENS` unless it is one row.
+    A group computes rows x `engine.columns` of its longest tokens, at most `engine.most` unless it is one row.
     """
     if len(lengths) < 2:
         return [[0]][: len(lengths)]
@@ -160,7 +227,7 @@ def group_rows(lengths: list[int], engine: Engine) -> list[list[int]]:
         rows = np.arange(end, 0, -1)  # of a group that begins at each row before
         area = rows * engine.columns(rows, lengths[order[end - 1]])
         costs = least[:end] + area + CALL_TOKENS
-        costs[:-1][area[:-1] > MAX_TOKENS] = np.inf
+        costs[:-1][area[:-1] > engine.most] = np.inf
         begin[end] = costs.argmin()
         least[end] = costs[begin[end]]
     groups, end = [], len(order)
@@ -207,13 +274,21 @@ def run_rows(
     """
     lengths = [len(row) for row in rows]
     logits: list[Float32] = [np.empty(0, np.float32)] * len(rows)
-    for group in group_rows(lengths, engine):
-        ids, mask = pack_group([rows[row] for row in group], engine.length([lengths[row] for row in group]))
-        started = time.perf_counter()
-        answers = engine(ids, mask, *(numbers[group] for numbers in beside))
+    groups = group_rows(lengths, engine)
+    calls = [
+        (
+            *pack_group([rows[row] for row in group], engine.length([lengths[row] for row in group])),
+            *(numbers[group] for numbers in beside),
+        )
+        for group in groups
+    ]
+    ended = time.perf_counter()
+    for number, answers in engine.answers(calls):
+        began, ended = ended, time.perf_counter()
+        ids, mask, *_ = calls[number]
         tokens = int(mask.sum())
-        count(rows=len(group), tokens=tokens, padding_tokens=ids.size - tokens, calls=1, seconds=time.perf_counter() - started)
-        for row, answer in zip(group, answers, strict=True):
+        count(rows=len(ids), tokens=tokens, padding_tokens=ids.size - tokens, calls=1, seconds=ended - began)
+        for row, answer in zip(groups[number], answers, strict=True):
             logits[row] = answer
     return logits
 
