@@ -1,15 +1,16 @@
-"""A served classifier as the target of a generator: gRPC, on asyncio or waiting; requests are serialised before the test."""
+"""A served classifier as a target: gRPC on asyncio, or a caller who waits; requests are serialised before the test."""
 
 from __future__ import annotations
 
+import http.client
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 
 import grpc
 
-from clients.errors import from_status
-from clients.prepared import INFER_METHOD, release_in, request_bytes
+from clients.errors import Unavailable, from_status
+from clients.prepared import INFER_METHOD, infer_path, release_in, release_in_json, request_bytes, request_json
 from contract.features import wanted_in
 from contract.tensors import CLASSIFIER
 from loadtests.record import Requests
@@ -69,3 +70,27 @@ def waiting(url: str, requests: Requests, *, timeout_s: float) -> Iterator[Calla
             return release_in(answer, len(texts))
 
         yield send
+
+
+@contextmanager
+def waiting_http(url: str, requests: Requests, *, timeout_s: float) -> Iterator[Callable[[Sequence[str]], str]]:
+    """As `waiting`, in JSON over HTTP on one kept connection, by the standard library."""
+    prepared, path = {tuple(texts): request_json(texts) for texts in requests}, infer_path()
+    connection = http.client.HTTPConnection(url, timeout=timeout_s)
+
+    def send(texts: Sequence[str]) -> str:
+        try:
+            connection.request("POST", path, prepared[tuple(texts)])
+            response = connection.getresponse()
+            answer = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            raise Unavailable(f"{url}: {error!r}") from error
+        if response.status != http.client.OK:
+            raise from_status(str(response.status), answer.decode(errors="replace"), url)
+        return release_in_json(answer, len(texts))
+
+    try:
+        yield send
+    finally:
+        connection.close()

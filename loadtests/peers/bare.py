@@ -1,20 +1,24 @@
 """Our engine without a server: the very python model that Triton runs, called in a loop with batches that are always full.
 
-    python -m loadtests.peers.bare MODEL_FOLDER VERSION CONFIG.json TOKENIZER.json TEXTS.jsonl SEED BATCH SECONDS
+    python -m loadtests.peers.bare MODEL_FOLDER VERSION CONFIG.json TOKENIZER.json TEXTS.jsonl SEED BATCH
 
 A process of its own, since the engine's threads and memory are to be those of the server. Its texts are the served ones, in
-their order, cut as they are. Prints {"texts_per_s": ...}. What the server reaches against it is what tokenizer, queues, copies
-and protocol leave of the engine.
+their order, cut as they are. For each line of standard input, a number of seconds, it measures that long and prints
+{"texts_per_s": ...}, so that it can be measured in turn with the server. What the server reaches against it is what tokenizer,
+queues, copies and protocol leave of the engine.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import itertools
 import json
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,6 +29,7 @@ from tokenizers import Tokenizer
 from contract.command import Failure, UsageError, run_command
 from contract.files import read_json
 from contract.tensors import ATTENTION_MASK, INPUT_IDS, LOGITS
+from loadtests.peers.process import ROOT
 from loadtests.texts import read_texts
 
 WARMUP_CALLS = 5
@@ -134,13 +139,46 @@ def _run(execute: Callable[[list[Request]], list[Response]], requests: list[Requ
             raise Failure(f"one row was given, and the answer has the shape {logits.shape}")
 
 
+@contextlib.contextmanager
+def bare_engine(*arguments: str) -> Iterator[Callable[[float], float]]:
+    """The command as a process that stays open and warm between its measurements: seconds -> texts per second.
+
+    Raises:
+        Failure: it ended; with its last words.
+    """
+    command = [sys.executable, "-m", "loadtests.peers.bare", *arguments]
+    with tempfile.TemporaryFile() as errors:
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
+        process = subprocess.Popen(command, text=True, cwd=ROOT, **pipes)
+
+        def texts_per_s(seconds: float) -> float:
+            assert process.stdin is not None and process.stdout is not None  # noqa: S101 - pipes
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(f"{seconds}\n")
+                process.stdin.flush()
+            if line := process.stdout.readline():
+                return float(json.loads(line)["texts_per_s"])
+            code = process.wait()
+            errors.seek(0)
+            raise Failure(f"the bare engine ended with code {code}: {errors.read().decode(errors='replace').strip()[-500:]}")
+
+        try:
+            texts_per_s(0)  # until it is open and warm
+            yield texts_per_s
+        finally:
+            process.kill()
+            with contextlib.suppress(BrokenPipeError):
+                process.communicate()
+
+
 def main() -> None:
     """Run the command; see the module docstring."""
-    folder, version, config, tokenizer_json, texts, seed, batch, seconds = sys.argv[1:]
+    folder, version, config, tokenizer_json, texts, seed, batch = sys.argv[1:]
     tokenizer = Tokenizer.from_file(tokenizer_json)
     rows = [encoding.ids for encoding in tokenizer.encode_batch(read_texts(Path(texts), seed=int(seed)))]
     engine = load_engine(Path(folder), version, read_json(Path(config)))
-    print(json.dumps({"texts_per_s": measure_bare(engine, rows, batch=int(batch), seconds=float(seconds))}))
+    for line in sys.stdin:
+        print(json.dumps({"texts_per_s": measure_bare(engine, rows, batch=int(batch), seconds=float(line))}), flush=True)
 
 
 if __name__ == "__main__":

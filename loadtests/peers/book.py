@@ -11,7 +11,7 @@ from contract.command import UsageError
 from contract.files import read_json, write_json
 from loadtests.peers.goals import OURS, evaluate
 
-SCHEMA = 2
+SCHEMA = 3
 """Of the file, and of how its figures are taken."""
 
 
@@ -65,10 +65,14 @@ class Book:
         self._content["failed"][server] = reason
         self.write()
 
+    @property
+    def best(self) -> dict[str, bool]:
+        """By peer, whether it is in its best setting, not in its default."""
+        return {name: bool(facts["best"]) for name, facts in self._content["servers"].items() if name != OURS}
+
     def write(self) -> None:
         """Write the file, the goals with it."""
-        best = {name: bool(facts["best"]) for name, facts in self._content["servers"].items() if name != OURS}
-        goals = evaluate(list(self._content["rounds"].values()), best)
+        goals = evaluate(list(self._content["rounds"].values()), self.best)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self._path, self._content | {"date": datetime.now(UTC).date().isoformat(), "goals": goals})
 

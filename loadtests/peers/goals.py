@@ -1,4 +1,7 @@
-"""What was promised of our server against its peers, and what was found: ratios within a round, medians over the rounds."""
+"""What was promised of our server against its peers, and what was found: medians over all pairs or rounds.
+
+Ratios of throughput, and of latency with one request in flight, are those of loads in turn (`loadtests.peers.duel`).
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from loadtests.peers.duel import ratios
+
 OURS = "ours"
 Round = Mapping[str, Any]
 """By server, as `loadtests.peers.measure.measure_round` gave it, with memory and cold start."""
+Found = tuple[list[float], str]
+"""(figures of a round, against whom)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +28,8 @@ class Goal:
     wanted: float
     at_least: bool
     unit: str
-    value: Callable[[Round, Mapping[str, bool]], tuple[float, str] | None]
-    """(figure, against whom); None where the round lacks what it needs."""
+    value: Callable[[Round, Mapping[str, bool]], Found | None]
+    """None where the round lacks what it needs."""
 
 
 def evaluate(rounds: Sequence[Round], best: Mapping[str, bool]) -> list[dict[str, Any]]:
@@ -34,7 +41,7 @@ def evaluate(rounds: Sequence[Round], best: Mapping[str, bool]) -> list[dict[str
     found = []
     for goal in GOALS:
         values = [value for each in rounds if OURS in each and (value := goal.value(each, best)) is not None]
-        figures = [figure for figure, _ in values]
+        figures = [figure for of_round, _ in values for figure in of_round]
         middle = statistics.median(figures) if figures else None
         meets = operator.ge if goal.at_least else operator.le
         found.append(
@@ -57,60 +64,78 @@ def _peers(each: Round, best: Mapping[str, bool], *, defaults: bool) -> dict[str
     return {name: found for name, found in each.items() if name != OURS and not (defaults and best[name])}
 
 
-def _throughput(*, defaults: bool) -> Callable[[Round, Mapping[str, bool]], tuple[float, str] | None]:
-    def value(each: Round, best: Mapping[str, bool]) -> tuple[float, str] | None:
-        peaks = {name: found["peak_per_s"] for name, found in _peers(each, best, defaults=defaults).items()}
-        if not peaks:
-            return None
-        fastest = max(peaks, key=lambda name: float(peaks[name]))
-        return each[OURS]["peak_per_s"] / peaks[fastest], fastest
+def fastest(each: Round, best: Mapping[str, bool], *, defaults: bool) -> str | None:
+    """The peer that answers most requests per second, of those at their defaults or of all."""
+    peaks = {name: float(found["peak_per_s"]) for name, found in _peers(each, best, defaults=defaults).items()}
+    return max(peaks, key=peaks.__getitem__, default=None)
+
+
+def quickest(each: Round, best: Mapping[str, bool]) -> str | None:
+    """The peer at its defaults whose lone requests wait least."""
+    points = {name: found["closed"]["1"] for name, found in _peers(each, best, defaults=True).items()}
+    waits = {name: float(point["p50_ms"]) for name, point in points.items() if "p50_ms" in point}
+    return min(waits, key=waits.__getitem__, default=None)
+
+
+def rivals(each: Round, best: Mapping[str, bool]) -> list[str]:
+    """The peers that ours is to be measured against in turn."""
+    found = [fastest(each, best, defaults=True), fastest(each, best, defaults=False), quickest(each, best)]
+    return [name for name in dict.fromkeys(found) if name is not None]
+
+
+def _throughput(*, defaults: bool) -> Callable[[Round, Mapping[str, bool]], Found | None]:
+    def value(each: Round, best: Mapping[str, bool]) -> Found | None:
+        rival = fastest(each, best, defaults=defaults)
+        return None if rival is None else _in_turn(each, rival, "saturated", "requests_per_s")
 
     return value
 
 
-def _alone(each: Round, best: Mapping[str, bool]) -> tuple[float, str] | None:
-    points = {name: found["closed"]["1"] for name, found in _peers(each, best, defaults=True).items()}
-    waits = {name: point["p50_ms"] for name, point in points.items() if "p50_ms" in point}
-    if not waits or "p50_ms" not in each[OURS]["closed"]["1"]:
-        return None
-    quickest = min(waits, key=lambda name: float(waits[name]))
-    return each[OURS]["closed"]["1"]["p50_ms"] / waits[quickest], quickest
+def _alone(each: Round, best: Mapping[str, bool]) -> Found | None:
+    rival = quickest(each, best)
+    return None if rival is None else _in_turn(each, rival, "alone", "p50_ms")
 
 
-def _under_load(each: Round, best: Mapping[str, bool]) -> tuple[float, str] | None:
+def _in_turn(each: Round, rival: str, load: str, figure: str) -> Found | None:
+    """None until ours has been measured against that one."""
+    duels = each[OURS].get("duels", {})
+    return (ratios(duels[rival][load], figure), rival) if rival in duels else None
+
+
+def _under_load(each: Round, best: Mapping[str, bool]) -> Found | None:
     """The peer against which we do worst."""
-    ratios = {}
-    for name, found in _peers(each, best, defaults=False).items():
-        theirs, ours = found["open"]["0.8"], each[OURS]["at"].get(name, {})
+    found: dict[str, float] = {}
+    for name, peer in _peers(each, best, defaults=False).items():
+        theirs, ours = peer["open"]["0.8"], each[OURS]["at"].get(name, {})
         if "p99_ms" in theirs and "p99_ms" in ours:
-            ratios[name] = ours["p99_ms"] / theirs["p99_ms"]
-    worst = max(ratios, key=lambda name: float(ratios[name]), default=None)
-    return None if worst is None else (ratios[worst], worst)
+            found[name] = ours["p99_ms"] / theirs["p99_ms"]
+    worst = max(found, key=found.__getitem__, default=None)
+    return None if worst is None else ([found[worst]], worst)
 
 
-def _of_bare_engine(each: Round, best: Mapping[str, bool]) -> tuple[float, str] | None:
-    ours = each[OURS]
-    point = max([*ours["closed"].values(), ours["overload"]], key=lambda found: float(found["requests_per_s"]))
-    left = 1 - point["generator_cpu_share"] / ours["cores"]
-    return point["requests_per_s"] / (ours["bare_per_s"] * left), "our bare engine"
+def _of_bare_engine(each: Round, best: Mapping[str, bool]) -> Found | None:
+    """Served in the cores that the generator left."""
+    cores, pairs = each[OURS]["cores"], each[OURS]["bare"]
+    left = [1 - pair["ours"]["generator_cpu_share"] / cores for pair in pairs]
+    return [ratio / share for ratio, share in zip(ratios(pairs, "requests_per_s"), left, strict=True)], "our bare engine"
 
 
-def _beyond_compute(each: Round, best: Mapping[str, bool]) -> tuple[float, str] | None:
+def _beyond_compute(each: Round, best: Mapping[str, bool]) -> Found | None:
     alone = each[OURS].get("alone")
-    return None if alone is None else (alone["p50_ms"]["beyond"], "its own compute")
+    return None if alone is None else ([alone["p50_ms"]["beyond"]], "its own compute")
 
 
-def _memory(each: Round, best: Mapping[str, bool]) -> tuple[float, str] | None:
+def _memory(each: Round, best: Mapping[str, bool]) -> Found | None:
     sizes = {name: found["memory_bytes"] for name, found in _peers(each, best, defaults=False).items()}
     if not sizes:
         return None
     smallest = min(sizes, key=lambda name: float(sizes[name]))
-    return each[OURS]["memory_bytes"] / sizes[smallest], smallest
+    return [each[OURS]["memory_bytes"] / sizes[smallest]], smallest
 
 
-def _tokenizer(each: Round, best: Mapping[str, bool]) -> tuple[float, str] | None:
+def _tokenizer(each: Round, best: Mapping[str, bool]) -> Found | None:
     alone = each[OURS].get("alone")
-    return None if alone is None else (alone["tokenizer_of_engine_p50"], "our engine")
+    return None if alone is None else ([alone["tokenizer_of_engine_p50"]], "our engine")
 
 
 GOALS = (

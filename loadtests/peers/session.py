@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+import statistics
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +19,39 @@ from contract.tensors import ENGINE, TOKENIZER
 from loadtests.alone import measure_alone
 from loadtests.deployment import publish_alone
 from loadtests.machine import describe_machine
-from loadtests.operator import Operator
+from loadtests.peers.bare import bare_engine
 from loadtests.peers.book import Book
 from loadtests.peers.catalogue import Launch, Peer, processor_flags
+from loadtests.peers.duel import Pair, busiest, take_pairs
 from loadtests.peers.environments import REQUIREMENTS, interpreter, versions
 from loadtests.peers.export import export_onnx
-from loadtests.peers.goals import OURS
-from loadtests.peers.measure import USERS, Plan, measure_round, settle
+from loadtests.peers.goals import OURS, rivals
+from loadtests.peers.measure import USERS, Plan, measure, measure_round, settle
 from loadtests.peers.process import free_port
 from loadtests.peers.servers import Server, cut_texts, serve_ours, serve_peer
-from loadtests.target import waiting
+from loadtests.scenario import Load
+from loadtests.target import waiting, waiting_http
 from loadtests.texts import read_texts
 
 SAMPLE = 2000
 TIMEOUT_S = 15.0
 AT_PEERS = "0.8"
 """The peers' open loop whose rate ours is met with as well."""
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One of two that are loaded in turn."""
+
+    server: Server
+    plan: Plan
+    users: int
+    """In flight where it answers most."""
+
+    def under(self, users: int) -> dict[str, Any]:
+        """A closed loop on it, once it is idle."""
+        settle(self.server.process.cpu_s)
+        return measure("duel", self.server.target, self.plan, Load(kind="closed", users=users))
 
 
 @dataclass(kw_only=True)
@@ -93,9 +112,19 @@ class Session:
         rates = {name: found["open"][AT_PEERS]["rate"] for name, found in done.items() if name != OURS}
         if ours and set(done.get(OURS, {"at": {"": 0}})["at"]) != set(rates):
             print(f"round {number}: {OURS}", file=sys.stderr, flush=True)
-            self.book.keep(number, OURS, self._measure_ours(rates))
+            self.book.keep(number, OURS, self._measure_ours(rates, done, peers))
 
     def _measure_peer(self, peer: Peer) -> dict[str, Any]:
+        with self._served(peer) as (server, plan):
+            return (
+                self._facts(server, cut=peer.onnx)
+                | measure_round(peer.name, server.target, plan, cpu_s=server.process.cpu_s)
+                | _weigh(server)
+            )
+
+    @contextlib.contextmanager
+    def _served(self, peer: Peer) -> Iterator[tuple[Server, Plan]]:
+        """A peer that runs, and how it is measured."""
         work = self.work / peer.name
         work.mkdir(exist_ok=True)
         python = interpreter(peer.environment, self.envs)
@@ -110,13 +139,9 @@ class Session:
         )
         plan = self._plan(cut=peer.onnx)
         with serve_peer(peer, launch, plan.requests, timeout_s=TIMEOUT_S) as server:
-            return (
-                self._facts(server, cut=peer.onnx)
-                | measure_round(peer.name, server.target, plan, cpu_s=server.process.cpu_s)
-                | _weigh(server)
-            )
+            yield server, plan
 
-    def _measure_ours(self, rates: dict[str, float]) -> dict[str, Any]:
+    def _measure_ours(self, rates: dict[str, float], done: dict[str, Any], peers: Sequence[Peer]) -> dict[str, Any]:
         repository = self.work / OURS / "model_repository"
         repository.parent.mkdir(exist_ok=True)
         publish_alone(self.release, self.template, repository)
@@ -130,12 +155,39 @@ class Session:
             measured = measure_round(
                 OURS, server.target, plan, cpu_s=server.process.cpu_s, operator=server.operator, other_rates=rates
             )
-            settle(server.process.cpu_s)
-            with waiting(server.operator.grpc_url, plan.requests, timeout_s=TIMEOUT_S) as send:
-                measured["alone"] = measure_alone(send, plan.requests, server.operator)
-            weight, config = _weigh(server), _engine_config(server.operator)
-        bare = self._bare(repository, config)
-        return agreed | measured | weight | {"bare_per_s": bare, "cores": self._cores}
+            measured |= _alone(server, plan) | _weigh(server)
+            mine = _Side(server, plan, busiest(measured["closed"]))
+            bare = self._beside_bare(mine, repository)
+            against = [peer for peer in peers if peer.name in rivals(done, self.book.best)]
+            duels = {peer.name: self._duel(mine, peer, busiest(done[peer.name]["closed"])) for peer in against}
+        bare_per_s = statistics.median(pair["theirs"]["requests_per_s"] for pair in bare)
+        return agreed | measured | {"bare": bare, "bare_per_s": bare_per_s, "cores": self._cores, "duels": duels}
+
+    def _duel(self, mine: _Side, peer: Peer, users: int) -> dict[str, list[Pair]]:
+        """Pairs of loads in turn, on both while the other is idle: each at its own best, and one request in flight."""
+        with self._served(peer) as (server, plan):
+            self._facts(server, cut=peer.onnx)  # which warms it up
+            rival = _Side(server, plan, users)
+            titles = {"saturated": f"{OURS} and {peer.name}, saturated", "alone": f"{OURS} and {peer.name}, one in flight"}
+            loads = {"saturated": (mine.users, rival.users), "alone": (1, 1)}
+            return {
+                name: take_pairs(titles[name], partial(mine.under, ours), partial(rival.under, theirs))
+                for name, (ours, theirs) in loads.items()
+            }
+
+    def _beside_bare(self, mine: _Side, repository: Path) -> list[Pair]:
+        """Pairs of ours, served, and of its engine without a server, whose batches are as large as the most in flight."""
+        folder = repository / ENGINE
+        version = max(path.name for path in folder.iterdir() if path.name.isdecimal())
+        assert mine.server.operator is not None  # noqa: S101 - ours has one
+        write_json(self.work / "engine_config.json", mine.server.operator.config(ENGINE))
+        files = (folder, version, self.work / "engine_config.json", self.release / TOKENIZER / "tokenizer.json", self.texts)
+        with bare_engine(*map(str, (*files, self.seed, max(USERS)))) as texts_per_s:
+            return take_pairs(
+                f"{OURS} and its bare engine",
+                lambda: mine.under(mine.users),
+                lambda: {"requests_per_s": texts_per_s(self.seconds)},
+            )
 
     def _plan(self, *, cut: bool = False) -> Plan:
         return Plan(
@@ -168,23 +220,21 @@ class Session:
         rows = list(read_json_lines(answers))
         return [row["text"] for row in rows], [row["label"] for row in rows]
 
-    def _bare(self, repository: Path, config: dict[str, Any]) -> float:
-        """Texts per second of our engine without a server, its batches as large as the most that was in flight."""
-        folder = repository / ENGINE
-        version = max(path.name for path in folder.iterdir() if path.name.isdecimal())
-        write_json(self.work / "engine_config.json", config)
-        files = (folder, version, self.work / "engine_config.json", self.release / TOKENIZER / "tokenizer.json", self.texts)
-        said = _run("loadtests.peers.bare", *map(str, (*files, self.seed, max(USERS), self.seconds)))
-        return float(json.loads(said)["texts_per_s"])
+
+def _alone(server: Server, plan: Plan) -> dict[str, Any]:
+    """Requests one by one, beside what Triton counts of each, over both protocols."""
+    operator = server.operator
+    assert operator is not None  # noqa: S101 - ours has one
+    settle(server.process.cpu_s)
+    with waiting(operator.grpc_url, plan.requests, timeout_s=TIMEOUT_S) as send:
+        found = {"alone": measure_alone(send, plan.requests, operator)}
+    with waiting_http(operator.http_url, plan.requests, timeout_s=TIMEOUT_S) as send:
+        return found | {"alone_http": measure_alone(send, plan.requests, operator)}
 
 
 def _weigh(server: Server) -> dict[str, Any]:
     """Memory after the load."""
     return {"memory_bytes": server.process.memory_bytes()}
-
-
-def _engine_config(operator: Operator) -> dict[str, Any]:
-    return operator.config(ENGINE)
 
 
 def _run(module: str, *arguments: str) -> str:

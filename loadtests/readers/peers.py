@@ -142,17 +142,19 @@ def _alone(found: Comparison) -> str:
     """Ours, request by request: where the time of a lone one goes."""
     rows = []
     for name in ("total", "tokenizer compute", "engine compute", "beyond", "queues"):
-        median = found.middle(OURS, _p50_alone(name))
-        if median is not None:
-            rows.append(["beyond, of it in queues" if name == "queues" else name, f"{median:.2f} ms"])
-    return markdown_table(["one request in flight, p50", "time"], rows) if rows else ""
+        medians = [found.middle(OURS, _p50_alone(which, name)) for which in ("alone", "alone_http")]
+        if any(median is not None for median in medians):
+            rows.append(
+                ["beyond, of it in queues" if name == "queues" else name, *(_show(each, ".2f", " ms") for each in medians)]
+            )
+    return markdown_table(["one request in flight, p50", "gRPC", "HTTP"], rows) if rows else ""
 
 
-def _p50_alone(part: str) -> Callable[[Fields], float | None]:
+def _p50_alone(which: str, part: str) -> Callable[[Fields], float | None]:
     def read(found: Fields) -> float | None:
-        if "alone" not in found:
+        if which not in found:
             return None
-        parts = found.fields("alone").fields("p50_ms")
+        parts = found.fields(which).fields("p50_ms")
         return parts.number(part) if part in parts else None
 
     return read

@@ -53,9 +53,20 @@ def ours(peak: float, rates: dict[str, float]) -> dict[str, Any]:
     stages |= {"engine compute": 8.0, "ensemble": 0.2}
     at = {name: point(rate, 9.0, rate=rate) for name, rate in rates.items()}
     found = server(peak, memory_mib=350, at=at, bare_per_s=1.25 * peak, cores=2)
+    found["bare"] = [{"ours": point(share * peak, 300), "theirs": {"requests_per_s": 1.25 * peak}} for share in (1, 0.9, 1.1)]
     found["closed"]["1"]["stages"] = {"mean_ms": stages, "total_ms": sum(stages.values()), "knob": "engine", "reason": "it"}
     p50_ms = {"total": 9.1, "tokenizer compute": 0.4, "engine compute": 8.0, "beyond": 0.7, "queues": 0.2}
-    return found | {"alone": {"requests": 300, "p50_ms": p50_ms, "tokenizer_of_engine_p50": 0.05}}
+    quicker = p50_ms | {"total": 8.9, "beyond": 0.5}
+    of_engine = {"requests": 300, "tokenizer_of_engine_p50": 0.05}
+    return found | {"alone": of_engine | {"p50_ms": p50_ms}, "alone_http": of_engine | {"p50_ms": quicker}}
+
+
+def duel(peak: float, theirs: float) -> dict[str, Any]:
+    """Loads in turn of ours and of a peer, of so many requests per second, while the machine goes slower and faster."""
+    paces = (1, 0.8, 1.2)
+    saturated = [{"ours": point(pace * peak, 300), "theirs": point(pace * theirs, 300)} for pace in paces]
+    alone = [{"ours": point(40, 1000 / peak / pace), "theirs": point(20, 1000 / theirs / pace)} for pace in paces]
+    return {"saturated": saturated, "alone": alone}
 
 
 def peers_file(rounds: int = 2) -> dict[str, Any]:
@@ -71,7 +82,8 @@ def peers_file(rounds: int = 2) -> dict[str, Any]:
         peers = {"fast-best": server(60 + number, memory_mib=500), "fast": server(30, memory_mib=600)}
         peers["plain"] = server(20 + number, memory_mib=400)
         rates = {name: 0.8 * each["peak_per_s"] for name, each in peers.items()}
-        found[str(number)] = peers | {"ours": ours(99 + number, rates)}
+        duels = {name: duel(99 + number, peers[name]["peak_per_s"]) for name in ("fast", "fast-best")}
+        found[str(number)] = peers | {"ours": ours(99 + number, rates) | {"duels": duels}}
     best = {name: bool(facts["best"]) for name, facts in servers.items()}
     ours_facts = {
         "title": "BERT on Triton",

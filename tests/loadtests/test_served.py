@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from clients import BadRequest
 from contract.command import Failure, UsageError
 from contract.files import read_json, write_json_lines
 from contract.tensors import TOKENIZER
@@ -22,6 +23,7 @@ from loadtests.readers.load import tables as load_tables
 from loadtests.scenario import Load, Scenario
 from loadtests.stages import StagesOptions
 from loadtests.stages import main as stages_main
+from loadtests.target import waiting, waiting_http
 from loadtests.trial import labels_of
 from tests.clients.sockets import closed_url
 from tests.served import deployed, serving
@@ -98,6 +100,18 @@ def test_a_wrong_token_is_refused_by_the_server(operator: Operator) -> None:
 def test_without_a_server_the_measurement_fails_before_it_begins(scenario: Scenario) -> None:
     with pytest.raises(Failure, match="Unavailable"):
         measure(scenario, url=closed_url(), operator=None, name="tiny")
+
+
+def test_callers_who_wait_are_answered_over_both_protocols(operator: Operator) -> None:
+    requests = [("the old cat",), ("a bird", "one dog")]
+    with (
+        waiting(operator.grpc_url, requests, timeout_s=30) as grpc,
+        waiting_http(operator.http_url, requests, timeout_s=30) as http,
+    ):
+        assert [http(texts) for texts in requests] == [grpc(texts) for texts in requests]
+    too_many = ("the old cat",) * 65
+    with waiting_http(operator.http_url, [too_many], timeout_s=30) as http, pytest.raises(BadRequest, match="64"):
+        http(too_many)
 
 
 def test_the_labels_of_texts_are_the_classifiers(operator: Operator) -> None:

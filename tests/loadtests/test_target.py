@@ -16,7 +16,7 @@ from clients import BadRequest, Unavailable
 from loadtests.closed import run_closed
 from loadtests.open import run_open
 from loadtests.record import Recording, run_precisely
-from loadtests.target import GrpcTarget, waiting
+from loadtests.target import GrpcTarget, waiting, waiting_http
 from tests.clients.sockets import closed_url
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,8 +48,9 @@ def test_it_sends_what_was_made_beforehand_and_says_who_answered(server: tuple[s
 def test_a_caller_who_waits_gets_the_same_answers_and_errors(server: tuple[subprocess.Popen[str], str]) -> None:
     with waiting(server[1], REQUESTS, timeout_s=60) as send:
         assert [send(texts) for texts in REQUESTS] == ["fake", "fake"]
-    with waiting(closed_url(), REQUESTS, timeout_s=60) as send, pytest.raises(Unavailable):
-        send(REQUESTS[0])
+    for way in (waiting, waiting_http):
+        with way(closed_url(), REQUESTS, timeout_s=60) as send, pytest.raises(Unavailable):
+            send(REQUESTS[0])
 
 
 def test_nobody_there_and_texts_that_no_server_takes_are_told() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
 from contract.command import Failure, UsageError
-from loadtests.peers.bare import BACKEND, WARMUP_CALLS, load_engine, measure_bare
+from loadtests.peers.bare import BACKEND, WARMUP_CALLS, bare_engine, load_engine, measure_bare
 
 MODEL = """
 import json
@@ -69,3 +70,26 @@ def test_a_failed_or_wrong_answer_is_no_measurement(folder: Path, config: dict[s
 def test_a_folder_without_a_python_model_is_refused(folder: Path) -> None:
     with pytest.raises(UsageError, match="is no python model"):
         load_engine(folder, "4", {})
+
+
+def test_it_stays_warm_in_a_process_of_its_own_and_measures_when_it_is_told(release: Path) -> None:
+    tokenizer = release / "bert_tokenizer" / "tokenizer.json"
+    texts, config, deployed = (release.parent / name for name in ("heldout-texts.jsonl", "config.json", "deployed"))
+    texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("the old cat", "a bird", "one dog")))
+    config.write_text(json.dumps({"parameters": {"threads": {"string_value": "1"}}}))
+    shutil.copytree(release / "bert_engine", deployed / "bert_engine" / "1")
+    with bare_engine(str(deployed / "bert_engine"), "1", str(config), str(tokenizer), str(texts), "0", "2") as texts_per_s:
+        assert texts_per_s(0.05) > 0
+        assert texts_per_s(0.05) > 0
+
+
+def test_one_that_cannot_open_says_why(tmp_path: Path, release: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "texts.jsonl").write_text('{"text": "the old cat"}\n')
+    tokenizer = str(release / "bert_tokenizer" / "tokenizer.json")
+    arguments = (str(tmp_path), "7", str(tmp_path / "config.json"), tokenizer, str(tmp_path / "texts.jsonl"), "0", "2")
+    with (
+        pytest.raises(Failure, match=r"the bare engine ended with code 2: .*model\.py is no python model"),
+        bare_engine(*arguments),
+    ):
+        pass

@@ -9,7 +9,7 @@ import pytest
 from contract.command import UsageError
 from contract.files import read_json, write_json
 from loadtests.peers.book import Book
-from tests.loadtests.made import ours, server
+from tests.loadtests.made import duel, ours, server
 
 IDENTITY = {"release": "a-1", "options": {"seconds": 6.0}}
 FACTS = {"title": "Plain", "settings": "defaults", "best": False, "versions": {}}
@@ -25,11 +25,13 @@ def filled(path: Path) -> Book:
 def test_what_is_kept_is_on_disk_at_once_with_its_goals(tmp_path: Path) -> None:
     book = filled(tmp_path / "deep" / "peers.json")
     book.describe("ours", FACTS | {"best": True})
-    book.keep(1, "ours", ours(100, {"plain": 24}))
+    book.keep(1, "ours", ours(100, {"plain": 24}))  # measured before there was a rival
+    assert read_json(tmp_path / "deep" / "peers.json")["goals"][0]["met"] is None
+    book.keep(1, "ours", ours(100, {"plain": 24}) | {"duels": {"plain": duel(100, 30)}})
     content = read_json(tmp_path / "deep" / "peers.json")
     assert set(content["rounds"]["1"]) == {"plain", "ours"}
-    assert content["goals"][0]["median"] == 100 / 30
-    assert (content["schema"], content["engine"]) == (2, "int8")
+    assert content["goals"][0]["median"] == pytest.approx(100 / 30)
+    assert (content["schema"], content["engine"]) == (3, "int8")
 
 
 def test_the_same_identity_goes_on_where_it_was_stopped(tmp_path: Path) -> None:

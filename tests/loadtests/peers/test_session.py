@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from contract.command import Failure, UsageError
 from contract.files import read_json
 from loadtests.peers import __main__ as command
-from loadtests.peers import measure, session
+from loadtests.peers import duel, measure, session
 from loadtests.peers.__main__ import Peers
 from loadtests.peers.catalogue import Launch, Peer
 from loadtests.peers.servers import cut_texts
@@ -36,6 +36,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Few loads; the stubs in place of the catalogue, in this environment."""
     monkeypatch.setattr(measure, "USERS", (1,))
     monkeypatch.setattr(measure, "SHARES", (0.8,))
+    monkeypatch.setattr(duel, "PAIRS", 2)
     monkeypatch.setattr(session, "interpreter", lambda name, folder: Path(sys.executable))
 
     def use(*peers: Peer) -> None:
@@ -75,8 +76,10 @@ def test_a_comparison_is_measured_and_continued(
     assert ours["at"]["one"]["rate"] == pytest.approx(one["open"]["0.8"]["rate"])
     assert min(ours["bare_per_s"], ours["memory_bytes"], ours["cold_start_s"], one["cold_start_s"]) > 0
     assert ours["closed"]["1"]["stages"]["mean_ms"]["engine compute"] > 0
-    alone = ours["alone"]["p50_ms"]
-    assert alone["total"] > alone["engine compute"] > 0 and alone["total"] > alone["tokenizer compute"] > 0
+    for alone in (ours["alone"]["p50_ms"], ours["alone_http"]["p50_ms"]):
+        assert alone["total"] > alone["engine compute"] > 0 and alone["total"] > alone["tokenizer compute"] > 0
+    pairs = [*ours["bare"], *ours["duels"]["one"]["saturated"], *ours["duels"]["one"]["alone"]]
+    assert len(pairs) == 6 and all(min(pair[side]["requests_per_s"] for side in pair) > 0 for pair in pairs)
     assert [goal["met"] for goal in found["goals"]].count(None) == 0
     assert "BERT on Triton (ours)" in capsys.readouterr().out
     before = options.output.read_bytes()
