@@ -121,8 +121,8 @@ def _of_bare_engine(each: Round, best: Mapping[str, bool]) -> Found | None:
 
 
 def _beyond_compute(each: Round, best: Mapping[str, bool]) -> Found | None:
-    alone = each[OURS].get("alone")
-    return None if alone is None else ([alone["p50_ms"]["beyond"]], "its own compute")
+    turns = each[OURS].get("alone", [])
+    return ([turn["p50_ms"]["beyond"] for turn in turns], "its own compute") if turns else None
 
 
 def _memory(each: Round, best: Mapping[str, bool]) -> Found | None:
@@ -134,8 +134,8 @@ def _memory(each: Round, best: Mapping[str, bool]) -> Found | None:
 
 
 def _tokenizer(each: Round, best: Mapping[str, bool]) -> Found | None:
-    alone = each[OURS].get("alone")
-    return None if alone is None else ([alone["tokenizer_of_engine_p50"]], "our engine")
+    turns = each[OURS].get("alone", [])
+    return ([turn["tokenizer_of_engine_p50"] for turn in turns], "our engine") if turns else None
 
 
 GOALS = (

@@ -35,6 +35,8 @@ from loadtests.texts import read_texts
 
 SAMPLE = 2000
 TIMEOUT_S = 15.0
+TURNS = 5
+"""Of requests one by one over gRPC, and over HTTP."""
 AT_PEERS = "0.8"
 """The peers' open loop whose rate ours is met with as well."""
 
@@ -222,14 +224,18 @@ class Session:
 
 
 def _alone(server: Server, plan: Plan) -> dict[str, Any]:
-    """Requests one by one, beside what Triton counts of each, over both protocols."""
+    """Requests one by one, beside what Triton counts of each, over both protocols in turn."""
     operator = server.operator
     assert operator is not None  # noqa: S101 - ours has one
     settle(server.process.cpu_s)
-    with waiting(operator.grpc_url, plan.requests, timeout_s=TIMEOUT_S) as send:
-        found = {"alone": measure_alone(send, plan.requests, operator)}
-    with waiting_http(operator.http_url, plan.requests, timeout_s=TIMEOUT_S) as send:
-        return found | {"alone_http": measure_alone(send, plan.requests, operator)}
+    with (
+        waiting(operator.grpc_url, plan.requests, timeout_s=TIMEOUT_S) as grpc,
+        waiting_http(operator.http_url, plan.requests, timeout_s=TIMEOUT_S) as http,
+    ):
+        turns = [
+            (measure_alone(grpc, plan.requests, operator), measure_alone(http, plan.requests, operator)) for _ in range(TURNS)
+        ]
+    return {"alone": [grpc for grpc, _ in turns], "alone_http": [http for _, http in turns]}
 
 
 def _weigh(server: Server) -> dict[str, Any]:

@@ -31,8 +31,9 @@ def _machine(machine: Fields) -> str:
 
 
 def _size(found: Fields) -> str:
-    """Of a request, where it has more than one text."""
-    return f" of {found.number('texts'):.0f} texts of {found.number('tokens'):.0f} tokens" if "tokens" in found else ""
+    """Of a request, where it has more than one text, and what it travels in."""
+    way = {"http": " over HTTP", "grpc": " over gRPC"}.get(found.text("protocol"), "") if "protocol" in found else ""
+    return f" of {found.number('texts'):.0f} texts of {found.number('tokens'):.0f} tokens{way}" if "tokens" in found else ""
 
 
 def _ours(found: Fields) -> Fields:

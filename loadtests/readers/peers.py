@@ -142,7 +142,7 @@ def _alone(found: Comparison) -> str:
     """Ours, request by request: where the time of a lone one goes."""
     rows = []
     for name in ("total", "tokenizer compute", "engine compute", "beyond", "queues"):
-        medians = [found.middle(OURS, _p50_alone(which, name)) for which in ("alone", "alone_http")]
+        medians = [_p50_alone(found, which, name) for which in ("alone", "alone_http")]
         if any(median is not None for median in medians):
             rows.append(
                 ["beyond, of it in queues" if name == "queues" else name, *(_show(each, ".2f", " ms") for each in medians)]
@@ -150,14 +150,11 @@ def _alone(found: Comparison) -> str:
     return markdown_table(["one request in flight, p50", "gRPC", "HTTP"], rows) if rows else ""
 
 
-def _p50_alone(which: str, part: str) -> Callable[[Fields], float | None]:
-    def read(found: Fields) -> float | None:
-        if which not in found:
-            return None
-        parts = found.fields(which).fields("p50_ms")
-        return parts.number(part) if part in parts else None
-
-    return read
+def _p50_alone(found: Comparison, which: str, part: str) -> float | None:
+    """The median over all turns of all rounds; None where there is no such figure."""
+    turns = [turn.fields("p50_ms") for each in found.each(OURS) if which in each for turn in each.rows(which)]
+    values = [turn.number(part) for turn in turns if part in turn]
+    return statistics.median(values) if values else None
 
 
 def _open(found: Comparison) -> str:

@@ -56,12 +56,16 @@ class Generator:
 
     async def send(self, due: float, started: float, request: bytes | None = None) -> Sent:
         """One request, the generator's own unless another is given, due at `due` of time.monotonic()."""
-        code, message = OK, ""
-        try:
-            await self._calls[int(due * 1e6) % len(self._calls)](request or self._request, timeout=self._timeout_s)
-        except grpc.aio.AioRpcError as error:
-            code, message = error.code().name, error.details() or ""
+        code, message = await self._ask(due, request or self._request)
         return Sent(due - started, code, time.monotonic() - due, message)
+
+    async def _ask(self, due: float, request: bytes) -> tuple[str, str]:
+        """(status, what the server says to it)"""
+        try:
+            await self._calls[int(due * 1e6) % len(self._calls)](request, timeout=self._timeout_s)
+        except grpc.aio.AioRpcError as error:
+            return error.code().name, error.details() or ""
+        return OK, ""
 
     async def open_loop(self, rate: float, seconds: float) -> list[Sent]:
         """`rate` requests a second, evenly spaced, whatever the answers do."""

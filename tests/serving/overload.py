@@ -4,9 +4,10 @@
 
 Open loop: requests are sent at fixed times whatever the answers do. Capacity is the goodput of a closed loop just before.
 The rounds go up and down the factors in turn, so that a machine that slows down meanwhile slows all of them down.
-Goodput counts answers within the objective, from the time that the request was due. The generator runs on the server's cores,
-so what it takes of them is measured as well, and its peak is also compared with that share taken off. From twice the capacity
-on, goodput has to keep `OF_PEAK` of its best and the server has to be itself again after `RECOVERY_S`; else the exit code is 1.
+Goodput counts answers within the objective, from the time that the request was due. The generator runs on the server's cores:
+it speaks HTTP, which costs it less than gRPC (`--protocol grpc`), what it takes is measured as well, and the peak is also
+compared with that share taken off. From twice the capacity on, goodput has to keep `OF_PEAK` of its best and the server has to
+be itself again after `RECOVERY_S`; else the exit code is 1.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 from tqdm import tqdm
@@ -34,6 +35,7 @@ from serving.state import ServerState, read_state
 from serving.stubs import find_children, read_status
 from tests.served import deployed, serving
 from tests.serving.embedded import embedded_release, texts_of_tokens
+from tests.serving.http_load import HttpGenerator, http_request
 from tests.serving.load import OK, Generator, Sent, request_bytes
 from tests.serving.processes import server_pid
 from tests.serving.timeline import Rows, entries
@@ -42,7 +44,7 @@ CLOSED_TEXTS = 128
 """Texts under way while the capacity is measured: two full batches, so that the engine never waits and nobody is refused."""
 REST_FACTOR = 0.5
 OF_PEAK, RECOVERY_S = 0.9, 2.0
-REFUSALS = {"UNAVAILABLE", "RESOURCE_EXHAUSTED"}
+REFUSALS = {"UNAVAILABLE", "RESOURCE_EXHAUSTED", "503", "429"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,8 @@ class Overload:
     """How often each of them is offered; figures are of all rounds together."""
     seconds: float = 10.0
     """Length of each phase."""
+    protocol: Literal["http", "grpc"] = "http"
+    """What the requests travel in."""
     texts: int = 8
     """Texts of a request, 1 to 64."""
     tokens: int = 32
@@ -201,16 +205,26 @@ def failures(phases: Sequence[dict[str, Any]]) -> list[str]:
     return missed
 
 
+def open_generator(options: Overload, state: ServerState) -> Generator:
+    """What sends the same request again and again."""
+    texts = texts_of_tokens(options.texts, options.tokens)
+    if options.protocol == "http":
+        return HttpGenerator(state.http_url, http_request(texts), timeout_s=30)
+    return Generator(state.grpc_url, request_bytes(texts), timeout_s=30)
+
+
 async def measure(options: Overload, state: ServerState) -> dict[str, Any]:
     """All phases against a server."""
     objective_s = options.objective_ms / 1000
-    request = request_bytes(texts_of_tokens(options.texts, options.tokens))
-    generator = Generator(state.grpc_url, request, timeout_s=30)
+    generator = open_generator(options, state)
     try:
         callers = max(2, CLOSED_TEXTS // options.texts)
         await generator.closed_loop(callers, 2.0)
         closed = await generator.closed_loop(callers, options.seconds)
         capacity = sum(one.code == OK for one in closed) / options.seconds
+        if capacity == 0:
+            told = Counter(f"{one.code}: {one.message[:120]}" for one in closed).most_common(1)
+            raise Failure(f"nothing was answered while the capacity was measured: {told[0][0] if told else 'nothing was sent'}")
         load = [Phase("capacity", options.seconds, closed)]
         rest_s = min(5.0, options.seconds)
         turns = [factor for turn in range(options.rounds) for factor in options.factors[:: -1 if turn % 2 else 1]]
@@ -254,7 +268,7 @@ def overload(options: Overload) -> None:
         facts = {"date": datetime.now(UTC).date().isoformat(), "cores": len(os.sched_getaffinity(0))}
         facts |= {"base": "all-MiniLM-L6-v2 with a new head", "engine": "onnxruntime fp32"}  # embedded_release's
         facts |= {"texts": options.texts, "tokens": options.tokens, "objective_ms": options.objective_ms}
-        facts |= {"rounds": options.rounds, "seconds": options.seconds}
+        facts |= {"rounds": options.rounds, "seconds": options.seconds, "protocol": options.protocol}
         write_json(options.output, facts | measured)
         print(f"wrote {options.output}")
     if measured["missed"]:

@@ -13,8 +13,9 @@ from contract.release import read_manifest
 from contract.tensors import CLASSIFIER, TOKENIZER
 from serving.deployment import Deployment
 from tests.served import deployed, serving, wait_until
+from tests.serving.http_load import HttpGenerator, http_request
 from tests.serving.load import OK, Generator, Sent, request_bytes
-from tests.serving.overload import Phase, compare_with_peak, failures, pooled, recovery_s, summarise
+from tests.serving.overload import Phase, compare_with_peak, failures, is_refused, pooled, recovery_s, summarise
 from tests.tiny import tiny_texts
 
 TEXTS = [text for text, _ in tiny_texts(64)]
@@ -77,6 +78,15 @@ def test_an_overloaded_server_refuses_with_the_right_code_and_recovers(tmp_path:
         refused = [one for one in sent if one.code != OK]
         assert {one.code for one in refused} == {"UNAVAILABLE"}
         assert all("overloaded: the engine is" in one.message for one in refused)
+        assert all(is_refused(one) for one in refused)
+        over_http: list[Sent] = []
+
+        def some_over_http() -> bool:
+            over_http.extend(asyncio.run(flood_http(state.http_url)))
+            return any(map(is_refused, over_http))
+
+        assert wait_until(some_over_http)
+        assert {one.code for one in over_http if one.code != OK} == {"503"}
         with connect(state.http_url, "http") as classifier:  # and it is itself again at once
             assert len(classifier.classify(TEXTS[:3])) == 3
             with pytest.raises(Rejected, match="overloaded"):
@@ -87,6 +97,15 @@ def test_an_overloaded_server_refuses_with_the_right_code_and_recovers(tmp_path:
 async def flood(url: str) -> list[Sent]:
     """32 callers without pause for a second."""
     generator = Generator(url, request_bytes(TEXTS), timeout_s=60)
+    try:
+        return await generator.closed_loop(32, 1.0)
+    finally:
+        await generator.close()
+
+
+async def flood_http(url: str) -> list[Sent]:
+    """The same over HTTP."""
+    generator = HttpGenerator(url, http_request(TEXTS), timeout_s=60)
     try:
         return await generator.closed_loop(32, 1.0)
     finally:

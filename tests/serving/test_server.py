@@ -112,6 +112,7 @@ def test_a_killed_server_is_started_again_on_the_same_ports(tmp_path: Path, rele
     with serving(repository) as state:
         first = server_pid(state)
         assert first is not None
+        assert b"MALLOC_ARENA_MAX=2" in Path(f"/proc/{first}/environ").read_bytes().split(b"\0")
         family = descendants(first)
         os.kill(first, signal.SIGKILL)
         wait_for(lambda: server_pid(state) not in {None, first}, "another server")

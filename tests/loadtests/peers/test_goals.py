@@ -83,6 +83,7 @@ def test_the_generators_share_of_the_cores_is_taken_from_the_bare_engine() -> No
 
 def test_what_is_beyond_compute_is_taken_request_by_request() -> None:
     assert goal(5, a_round())["median"] == 0.7
+    assert (goal(5, a_round())["min"], goal(5, a_round())["max"]) == (0.6, 0.9)
     assert goal(5, a_round())["met"] is True
     without = a_round()
     del without["ours"]["alone"]

@@ -37,6 +37,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     monkeypatch.setattr(measure, "USERS", (1,))
     monkeypatch.setattr(measure, "SHARES", (0.8,))
     monkeypatch.setattr(duel, "PAIRS", 2)
+    monkeypatch.setattr(session, "TURNS", 1)
     monkeypatch.setattr(session, "interpreter", lambda name, folder: Path(sys.executable))
 
     def use(*peers: Peer) -> None:
@@ -76,7 +77,8 @@ def test_a_comparison_is_measured_and_continued(
     assert ours["at"]["one"]["rate"] == pytest.approx(one["open"]["0.8"]["rate"])
     assert min(ours["bare_per_s"], ours["memory_bytes"], ours["cold_start_s"], one["cold_start_s"]) > 0
     assert ours["closed"]["1"]["stages"]["mean_ms"]["engine compute"] > 0
-    for alone in (ours["alone"]["p50_ms"], ours["alone_http"]["p50_ms"]):
+    assert len(ours["alone"]) == len(ours["alone_http"]) == 1
+    for alone in (turn["p50_ms"] for turn in ours["alone"] + ours["alone_http"]):
         assert alone["total"] > alone["engine compute"] > 0 and alone["total"] > alone["tokenizer compute"] > 0
     pairs = [*ours["bare"], *ours["duels"]["one"]["saturated"], *ours["duels"]["one"]["alone"]]
     assert len(pairs) == 6 and all(min(pair[side]["requests_per_s"] for side in pair) > 0 for pair in pairs)
