@@ -36,7 +36,7 @@ OPENVINO_LENGTH_STEP = 8
 filled up is padding, and counted as such."""
 LANES = 2
 """Calls that OpenVINO computes side by side, each on its share of the cores, in less than fp32. In fp32 that gains 5 %, and
-takes one more copy of the weights."""
+takes more copies of the weights."""
 LONGEST_BATCH = 1024  # rows of a call that the exported torch program is told to expect at most
 
 

@@ -16,6 +16,7 @@ from clients.wire import ALL_CLASSES
 from contract.tensors import CLASSIFIER, FEATURES, LOGITS, RELEASE, TEXT, TRUNCATED
 
 INFER_METHOD = "/inference.GRPCInferenceService/ModelInfer"
+INFER_PATH = f"/v2/models/{CLASSIFIER}/infer"
 OUTPUTS = {LOGITS, TRUNCATED, RELEASE}
 
 
@@ -44,11 +45,6 @@ def release_in(answer: bytes, texts: int) -> str:
     _check(shapes, texts)
     raw = response.raw_output_contents[list(shapes).index(RELEASE)]
     return bytes(raw[4 : 4 + int.from_bytes(raw[:4], "little")]).decode()
-
-
-def infer_path(model: str = CLASSIFIER) -> str:
-    """Where HTTP takes a request."""
-    return f"/v2/models/{model}/infer"
 
 
 def request_json(texts: Sequence[str]) -> bytes:

@@ -10,7 +10,7 @@ from types import TracebackType
 import grpc
 
 from clients.errors import Unavailable, from_status
-from clients.prepared import INFER_METHOD, infer_path, release_in, release_in_json, request_bytes, request_json
+from clients.prepared import INFER_METHOD, INFER_PATH, release_in, release_in_json, request_bytes, request_json
 from contract.features import wanted_in
 from contract.tensors import CLASSIFIER
 from loadtests.record import Requests
@@ -75,12 +75,12 @@ def waiting(url: str, requests: Requests, *, timeout_s: float) -> Iterator[Calla
 @contextmanager
 def waiting_http(url: str, requests: Requests, *, timeout_s: float) -> Iterator[Callable[[Sequence[str]], str]]:
     """As `waiting`, in JSON over HTTP on one kept connection, by the standard library."""
-    prepared, path = {tuple(texts): request_json(texts) for texts in requests}, infer_path()
+    prepared = {tuple(texts): request_json(texts) for texts in requests}
     connection = http.client.HTTPConnection(url, timeout=timeout_s)
 
     def send(texts: Sequence[str]) -> str:
         try:
-            connection.request("POST", path, prepared[tuple(texts)])
+            connection.request("POST", INFER_PATH, prepared[tuple(texts)])
             response = connection.getresponse()
             answer = response.read()
         except (OSError, http.client.HTTPException) as error:

@@ -115,9 +115,9 @@ def _under_load(each: Round, best: Mapping[str, bool]) -> Found | None:
 
 def _of_bare_engine(each: Round, best: Mapping[str, bool]) -> Found | None:
     """Served in the cores that the generator left."""
-    cores, pairs = each[OURS]["cores"], each[OURS]["bare"]
-    left = [1 - pair["ours"]["generator_cpu_share"] / cores for pair in pairs]
-    return [ratio / share for ratio, share in zip(ratios(pairs, "requests_per_s"), left, strict=True)], "our bare engine"
+    answered = [pair for pair in each[OURS]["bare"] if pair["ours"]["requests_per_s"]]
+    left = [1 - pair["ours"]["generator_cpu_share"] / each[OURS]["cores"] for pair in answered]
+    return [ratio / share for ratio, share in zip(ratios(answered, "requests_per_s"), left, strict=True)], "our bare engine"
 
 
 def _beyond_compute(each: Round, best: Mapping[str, bool]) -> Found | None:

@@ -23,23 +23,13 @@ from builders.model_config import cpu_engine_config
 from tests.model_repository import fake_backend
 from tests.model_repository.fake_backend import InferenceRequest, InferenceResponse, TritonError
 from tests.model_repository.loader import load_module, start_model
-from tests.tiny import random_bert, tiny_config
+from tests.tiny import tiny_config
 from training.bert import BertForSequenceClassification
 
 Array = npt.NDArray[Any]
 
 CONFIG = tiny_config()
 LENGTHS = [[3], [40, 1, 7], [12, 12], [1], [2, 39, 5, 5, 31], [16], [8, 9]]  # tokens of the rows of each request
-
-
-@pytest.fixture(scope="module")
-def module() -> Any:
-    return load_module("bert_engine")
-
-
-@pytest.fixture(scope="module")
-def checkpoint() -> BertForSequenceClassification:
-    return random_bert(CONFIG, seed=3)
 
 
 def version_folder(root: Path, checkpoint: BertForSequenceClassification, kind: str, precision: str) -> Path:

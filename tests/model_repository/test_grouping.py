@@ -9,13 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.model_repository.loader import load_module
-
-
-@pytest.fixture(scope="module")
-def module() -> Any:
-    return load_module("bert_engine")
-
 
 def engine_of(module: Any, step: int, positions: int = 512) -> Any:
     """The lengths of an engine; it is never called."""

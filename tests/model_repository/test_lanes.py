@@ -14,23 +14,12 @@ import pytest
 
 from builders.engines import LANES
 from builders.model_config import cpu_engine_config
-from tests.model_repository.loader import load_module, start_model
+from tests.model_repository.loader import start_model
 from tests.model_repository.test_engine import CONFIG, LENGTHS, ask, expected, fail_on, logits_of, padded, version_folder
-from tests.tiny import random_bert
 from training.bert import BertForSequenceClassification
 
 Array = npt.NDArray[Any]
 PATIENCE_S = 20.0
-
-
-@pytest.fixture(scope="module")
-def module() -> Any:
-    return load_module("bert_engine")
-
-
-@pytest.fixture(scope="module")
-def checkpoint() -> BertForSequenceClassification:
-    return random_bert(CONFIG, seed=3)
 
 
 @pytest.fixture(scope="module")

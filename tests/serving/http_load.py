@@ -9,7 +9,8 @@ import asyncio
 import json
 from collections.abc import Sequence
 
-from contract.tensors import CLASSIFIER, LOGITS, TEXT
+from clients.prepared import INFER_PATH
+from contract.tensors import LOGITS, TEXT
 from tests.serving.load import OK, Generator
 
 LOST = "the connection was lost"
@@ -19,7 +20,7 @@ def http_request(texts: Sequence[str]) -> bytes:
     """A whole inference request for these texts, head and JSON."""
     tensor = {"name": TEXT, "datatype": "BYTES", "shape": [len(texts), 1], "data": list(texts)}
     body = json.dumps({"inputs": [tensor], "outputs": [{"name": LOGITS}]}).encode()
-    head = f"POST /v2/models/{CLASSIFIER}/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"POST {INFER_PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
 
 

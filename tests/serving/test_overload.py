@@ -82,7 +82,7 @@ def test_an_overloaded_server_refuses_with_the_right_code_and_recovers(tmp_path:
         over_http: list[Sent] = []
 
         def some_over_http() -> bool:
-            over_http.extend(asyncio.run(flood_http(state.http_url)))
+            over_http.extend(asyncio.run(flood(state.http_url, over_http=True)))
             return any(map(is_refused, over_http))
 
         assert wait_until(some_over_http)
@@ -94,18 +94,10 @@ def test_an_overloaded_server_refuses_with_the_right_code_and_recovers(tmp_path:
         asyncio.run(checked_while_flooded(state.grpc_url, Deployment.find(repository), read_manifest(release).release))
 
 
-async def flood(url: str) -> list[Sent]:
+async def flood(url: str, *, over_http: bool = False) -> list[Sent]:
     """32 callers without pause for a second."""
-    generator = Generator(url, request_bytes(TEXTS), timeout_s=60)
-    try:
-        return await generator.closed_loop(32, 1.0)
-    finally:
-        await generator.close()
-
-
-async def flood_http(url: str) -> list[Sent]:
-    """The same over HTTP."""
-    generator = HttpGenerator(url, http_request(TEXTS), timeout_s=60)
+    make, request = (HttpGenerator, http_request) if over_http else (Generator, request_bytes)
+    generator = make(url, request(TEXTS), timeout_s=60)
     try:
         return await generator.closed_loop(32, 1.0)
     finally:

@@ -79,6 +79,9 @@ def test_the_generators_share_of_the_cores_is_taken_from_the_bare_engine() -> No
     found = goal(4, a_round(cores=2))
     assert found["median"] == pytest.approx(120 / (150 * (1 - 0.1 / 2)))
     assert (found["min"], found["max"]) == pytest.approx((0.9 * found["median"], 1.1 * found["median"]))
+    silent = a_round(cores=2)
+    silent["ours"]["bare"][0]["ours"] = {"requests_per_s": 0.0, "failure": "no answers"}
+    assert goal(4, silent)["max"] == pytest.approx(found["max"])
 
 
 def test_what_is_beyond_compute_is_taken_request_by_request() -> None:
