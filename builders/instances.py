@@ -8,18 +8,13 @@ a whole deployment does at a rate is what `loadtests.search` measures.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Any
 
 from tqdm import tqdm
 
@@ -38,7 +33,7 @@ from builders.placement import (
 )
 from builders.repository import SOURCE, VERSION
 from builders.timing import BATCH_SIZES
-from contract.command import Failure
+from contract.child import Child
 from contract.files import read_json, write_json
 from contract.tensors import ENGINE
 
@@ -76,45 +71,14 @@ def place_engine(
     return dataclasses.replace(record, hardware=record.hardware | {"placement": as_json(trials, chosen)})
 
 
-class Instance:
-    """One process with the engine open; used in a `with`."""
-
-    def __init__(self, folder: Path, threads: int, rows: Sequence[Int32]) -> None:
-        """Start it; it is ready when its first `answer` is there."""
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
-        command = [sys.executable, "-I", str(Path(engine_process.__file__).resolve())]
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._errors}
-        self._process = subprocess.Popen(command, text=True, **pipes)
-        model = SOURCE / ENGINE / VERSION / "model.py"
-        order = {"model": str(model), "folder": str(folder.resolve()), "threads": threads}
-        self.ask(rows=[row.tolist() for row in rows], batch=BATCH_SIZES[-1], lone=LONE_TEXTS, **order)
-
-    def ask(self, **order: Any) -> None:
-        """Give an order."""
-        assert self._process.stdin is not None  # noqa: S101 - for the type checker: it is a pipe
-        try:
-            self._process.stdin.write(json.dumps(order) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it ended: `answer` says how
-
-    def answer(self) -> Any:
-        """The answer to the oldest order that has none yet. Raises Failure when the process ended instead."""
-        assert self._process.stdout is not None  # noqa: S101 - likewise
-        if line := self._process.stdout.readline():
-            return json.loads(line)
-        code = self._process.wait()
-        self._errors.seek(0)
-        said = self._errors.read().decode(errors="replace").strip().splitlines()
-        raise Failure(f"an instance of the engine ended with code {code} while it was measured: {' '.join(said[-1:])}")
-
-    def __enter__(self) -> Instance:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._process.kill()
-        self._process.communicate()
-        self._errors.close()
+def start_instance(folder: Path, threads: int, rows: Sequence[Int32]) -> Child:
+    """One process with the engine open; it is ready when its first `answer` is there."""
+    command = [sys.executable, "-I", str(Path(engine_process.__file__).resolve())]
+    instance = Child(command, "an instance of the engine ended with code {code} while it was measured")
+    model = SOURCE / ENGINE / VERSION / "model.py"
+    order = {"model": str(model), "folder": str(folder.resolve()), "threads": threads}
+    instance.ask({"rows": [row.tolist() for row in rows], "batch": BATCH_SIZES[-1], "lone": LONE_TEXTS} | order)
+    return instance
 
 
 def measure_placements(
@@ -128,7 +92,7 @@ def measure_placements(
     mean_tokens = statistics.fmean(map(len, rows))
     with ExitStack() as stack:
         started = {
-            threads: [stack.enter_context(Instance(folder, threads, rows)) for _ in range(count)]
+            threads: [stack.enter_context(start_instance(folder, threads, rows)) for _ in range(count)]
             for threads, count in most.items()
         }
         slowest = max(instance.answer()["batch_s"] for of_threads in started.values() for instance in of_threads)
@@ -137,15 +101,15 @@ def measure_placements(
             for one, trial in trials.items():
                 instances = started[one.threads][: one.instances]
                 trial.texts_per_s.append(_saturate(instances, window_s, len(rows)) / mean_tokens)
-                instances[0].ask()
+                instances[0].ask({})
                 trial.lone_ms.append(statistics.median(instances[0].answer()["lone_ms"]))
     return trials
 
 
-def _saturate(instances: Sequence[Instance], window_s: float, texts: int) -> float:
+def _saturate(instances: Sequence[Child], window_s: float, texts: int) -> float:
     """Tokens per second of all instances together; each begins at another text."""
     until = time.monotonic() + window_s
     for number, instance in enumerate(instances):
-        instance.ask(until=until, first=number * texts // BATCH_SIZES[-1] // len(instances))
+        instance.ask({"until": until, "first": number * texts // BATCH_SIZES[-1] // len(instances)})
     done: Iterable[dict[str, float]] = [instance.answer() for instance in instances]
     return sum(one["tokens"] / one["seconds"] for one in done)

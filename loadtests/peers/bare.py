@@ -14,9 +14,7 @@ import contextlib
 import importlib.util
 import itertools
 import json
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +24,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from contract.child import Child
 from contract.command import Failure, UsageError, run_command
 from contract.files import read_json
 from contract.tensors import ATTENTION_MASK, INPUT_IDS, LOGITS
@@ -147,28 +146,14 @@ def bare_engine(*arguments: str) -> Iterator[Callable[[float], float]]:
         Failure: it ended; with its last words.
     """
     command = [sys.executable, "-m", "loadtests.peers.bare", *arguments]
-    with tempfile.TemporaryFile() as errors:
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
-        process = subprocess.Popen(command, text=True, cwd=ROOT, **pipes)
+    with Child(command, "the bare engine ended with code {code}", cwd=str(ROOT)) as child:
 
         def texts_per_s(seconds: float) -> float:
-            assert process.stdin is not None and process.stdout is not None  # noqa: S101 - pipes
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.write(f"{seconds}\n")
-                process.stdin.flush()
-            if line := process.stdout.readline():
-                return float(json.loads(line)["texts_per_s"])
-            code = process.wait()
-            errors.seek(0)
-            raise Failure(f"the bare engine ended with code {code}: {errors.read().decode(errors='replace').strip()[-500:]}")
+            child.ask(seconds)
+            return float(child.answer()["texts_per_s"])
 
-        try:
-            texts_per_s(0)  # until it is open and warm
-            yield texts_per_s
-        finally:
-            process.kill()
-            with contextlib.suppress(BrokenPipeError):
-                process.communicate()
+        texts_per_s(0)  # until it is open and warm
+        yield texts_per_s
 
 
 def main() -> None:
