@@ -58,13 +58,13 @@ class Space:
 
 
 class Journal:
-    """The trials in a file, a JSON line each; what is written is never changed, and a later line of a setting counts."""
+    """The trials in a file, a JSON line each; what is written is never changed. A setting has one look, or a second one too."""
 
     def __init__(self, path: Path) -> None:
         """Read the trials of earlier calls; a last line that was cut off is dropped. Raises UsageError for a broken file."""
         self._path = path
-        self.trials: dict[Setting, Trial] = {}
-        self.confirmed: set[Setting] = set()
+        self.first: dict[Setting, Trial] = {}
+        self.second: dict[Setting, Trial] = {}
         if path.exists():
             whole = path.read_bytes()
             path.write_bytes(whole[: whole.rfind(b"\n") + 1])
@@ -80,10 +80,13 @@ class Journal:
             file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
         self._note(setting, trial, confirms)
 
+    @property
+    def trials(self) -> dict[Setting, Trial]:
+        """What is known of each setting: its second look, where it had one."""
+        return self.first | self.second
+
     def _note(self, setting: Setting, trial: Trial, confirms: bool) -> None:
-        self.trials[setting] = trial
-        if confirms and trial.outcome.feasible:
-            self.confirmed.add(setting)
+        (self.second if confirms else self.first)[setting] = trial
 
 
 def _finite(value: Any) -> Any:

@@ -205,6 +205,23 @@ def test_a_winner_that_fails_when_looked_at_again_does_not_win(options: Search) 
     assert read_json(options.output / "search.json")["winner"]["instances"] == 2
 
 
+def test_a_winner_that_costs_more_when_looked_at_again_gives_way(options: Search) -> None:
+    def lucky(setting: Setting, repository: Path, scenario: Scenario) -> Trial:
+        trial = planted(setting, repository, scenario)
+        more = 5.0 if setting.instances == 1 and scenario.duration_s == 30 else 0.0
+        return dataclasses.replace(trial, outcome=dataclasses.replace(trial.outcome, cost=trial.outcome.cost + more))
+
+    measure = Counted(lucky)
+    search(options, measure)
+    answer = read_json(options.output / "search.json")
+    second = [setting for setting, seconds in zip(measure.settings, measure.windows_s, strict=True) if seconds == 30]
+    assert len(second) == len(set(second)) > 1
+    assert dataclasses.asdict(second[-1]) | {"buckets": list(second[-1].buckets)} == {
+        name: answer["winner"][name] for name in dataclasses.asdict(second[-1])
+    }
+    assert answer["winner"]["instances"] == 2 and answer["pareto"][0]["cores"] == answer["winner"]["cores"]
+
+
 def test_where_nothing_serves_the_nearest_is_told(options: Search) -> None:
     with pytest.raises(
         Failure, match=r"none of \d+ settings serves 50 requests/s at p99 <= 100 ms; the nearest, fp32: .* too slow"
