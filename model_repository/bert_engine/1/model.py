@@ -25,6 +25,7 @@ import triton_python_backend_utils as pb_utils
 CALL_TOKENS = 15  # what one more call costs, in tokens: less padding is worth a call only beyond that, as two steps of 8 are
 MAX_TOKENS = 2048  # of a call: beyond this a larger batch is no faster and only holds more memory
 LANE_TOKENS = 512  # of a call of an engine with lanes, each of which holds a call
+KERNELS, LANE_KERNELS = 256, 128  # that OpenVINO keeps for shapes seen, 3 MiB each: by default 5000, which takes 100 MiB more
 LANES_GAIN = 1.3  # how much more the lanes compute together than one call on all cores does, when all of them are busy
 FEW_STEPS, GRID_STEPS = 32, 8  # a call of several rows and more steps than the first is a multiple of the second: see `Engine`
 COUNTERS = {
@@ -174,11 +175,11 @@ def open_openvino(folder: Path, settings: dict[str, Any], threads: int) -> list[
         raise RuntimeError("this engine computes in bf16, which this processor lacks: build the release on this machine")
     options = {"INFERENCE_PRECISION_HINT": computes, "INFERENCE_NUM_THREADS": threads}
     options |= {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
-    options |= {"CPU_RUNTIME_CACHE_CAPACITY": 256}  # kernels kept for shapes seen: by default 5000, which takes 100 MiB more
     model = core.read_model(folder / "model.xml")
 
-    def open_calls(streams: int) -> list[Call]:
-        compiled = core.compile_model(model, "CPU", options | {"NUM_STREAMS": streams})
+    def open_calls(streams: int, kernels: int) -> list[Call]:
+        own = {"NUM_STREAMS": streams, "CPU_RUNTIME_CACHE_CAPACITY": kernels}
+        compiled = core.compile_model(model, "CPU", options | own)
         return [functools.partial(call, compiled.create_infer_request()) for _ in range(streams)]
 
     def call(request: Any, *given: Int32 | Float32) -> Float32:
@@ -186,7 +187,7 @@ def open_openvino(folder: Path, settings: dict[str, Any], threads: int) -> list[
         return request.get_output_tensor().data.copy()  # type: ignore[no-any-return]
 
     lanes = settings.get("lanes", 1)
-    return open_calls(1) + (open_calls(lanes) if lanes > 1 and threads % lanes == 0 else [])
+    return open_calls(1, KERNELS) + (open_calls(lanes, LANE_KERNELS) if lanes > 1 and threads % lanes == 0 else [])
 
 
 def open_torch(folder: Path, settings: dict[str, Any], threads: int) -> list[Call]:
