@@ -23,7 +23,7 @@ from contract.files import write_bytes
 from contract.tensors import BUCKET_LENGTHS, CLASSIFIER, ENGINE, STEPS, TOKENIZER
 from loadtests.operator import STATE_FILE, Operator, read_operator
 
-START_TIMEOUT_S = 180.0
+START_TIMEOUT_S, STOP_TIMEOUT_S = 180.0, 60.0
 POLL_S = 0.05
 
 
@@ -126,9 +126,13 @@ def _replace(path: Path, text: str, pattern: str, value: object) -> str:
     return changed
 
 
+class NotStartedError(Failure):
+    """A server did not come up."""
+
+
 @contextlib.contextmanager
 def served(repository: Path) -> Iterator[Operator]:
-    """A server over the deployment for as long as the block lasts. Raises `Failure` with its message when it does not start."""
+    """A server over the deployment for as long as the block lasts. Raises NotStartedError with its last words."""
     ports = [word for name in ("grpc", "http", "metrics") for word in (f"--{name}-port", "0")]
     command = [sys.executable, "-m", "serving", "--repository", str(repository), *ports]
     log = repository.with_name(repository.name + ".serving.log")
@@ -140,12 +144,17 @@ def served(repository: Path) -> Iterator[Operator]:
         yield read_operator(repository)
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait()
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _wait_until_served(process: subprocess.Popen[bytes], repository: Path, log: Path) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while not (repository / STATE_FILE).exists():
         if process.poll() is not None or time.monotonic() > deadline:
-            raise Failure(f"the server over {repository} did not start: {log.read_text(encoding='utf-8').strip()}")
+            said = log.read_text(encoding="utf-8").strip()
+            raise NotStartedError(f"the server over {repository} did not start: {said}")
         time.sleep(POLL_S)

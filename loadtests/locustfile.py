@@ -66,6 +66,7 @@ def load_texts(environment: Environment, **_: Any) -> None:
         else:
             requests = group_texts(read_texts(Path(options.texts or DEFAULT_TEXTS)), 1)
         ClassifierUser.sample = [text for texts in requests for text in texts]
+        ClassifierUser.texts_per_request = _scenario(environment).texts_per_request
         _MACHINE.update(describe_machine())
         if environment.shape_class is None:  # without a scenario's warm-up the window begins when all users are there
             environment.events.spawning_complete.add_listener(lambda **_: RECORD.begin_window())  # type: ignore[no-untyped-call]
@@ -161,6 +162,7 @@ class ClassifierUser(User):
     protocol: ClassVar[ProtocolName]
     sample: ClassVar[list[str]] = []
     texts: ClassVar[Iterator[str]]
+    texts_per_request: ClassVar[int] = 1
     classifier: Classifier
     features: int = 0
     """Numbers that the release reads beside a text; zeros are sent."""
@@ -184,7 +186,7 @@ class ClassifierUser(User):
     @task
     def classify(self) -> None:
         """Classify the next texts and report how long it took, or how it failed."""
-        texts = list(itertools.islice(ClassifierUser.texts, _options(self.environment).texts_per_request))
+        texts = list(itertools.islice(ClassifierUser.texts, ClassifierUser.texts_per_request))
         beside = [[0.0] * self.features] * len(texts) if self.features else None
         failure: ClassifierError | None = None
         predictions: list[Prediction] = []

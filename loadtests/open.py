@@ -43,19 +43,26 @@ async def run_open(
     timeout_s: float,
     probe: Probe | None = None,
 ) -> Recording:
-    """Send `rate` requests per second through warm-up and measured window, then wait for all answers."""
+    """Send `rate` requests per second through warm-up and measured window, then wait for all answers.
+
+    Raises what `probe` raises: then what is in flight is cancelled.
+    """
     schedule = arrival_times(rate=rate, arrivals=arrivals, duration_s=warmup_s + duration_s, seed=seed)
     recorder = Recorder(send, warmup_s=warmup_s, duration_s=duration_s, timeout_s=timeout_s, probe=probe)
     loop, start = asyncio.get_running_loop(), recorder.begin - warmup_s
     in_flight: set[asyncio.Task[bool]] = set()
-    async with asyncio.TaskGroup() as group:  # which cancels what is in flight when this is cancelled
-        group.create_task(recorder.watch_window())
-        for after, texts in zip(schedule, itertools.cycle(requests), strict=False):
-            await asyncio.sleep(max(start + after - loop.time(), 0))  # also when late: tasks begun before must get their turn
-            if len(in_flight) >= MAX_IN_FLIGHT:
-                recorder.refuse(start + after, "TooManyInFlight", f"{MAX_IN_FLIGHT} requests wait for their answers already")
-                continue
-            task = group.create_task(recorder.request(texts, start + after))
-            in_flight.add(task)
-            task.add_done_callback(in_flight.discard)
+    try:
+        async with asyncio.TaskGroup() as group:  # which cancels what is in flight when this is cancelled
+            group.create_task(recorder.watch_window())
+            for after, texts in zip(schedule, itertools.cycle(requests), strict=False):
+                await asyncio.sleep(max(start + after - loop.time(), 0))  # also when late: tasks begun before must get a turn
+                if len(in_flight) >= MAX_IN_FLIGHT:
+                    said = f"{MAX_IN_FLIGHT} requests wait for their answers already"
+                    recorder.refuse(start + after, "TooManyInFlight", said)
+                    continue
+                task = group.create_task(recorder.request(texts, start + after))
+                in_flight.add(task)
+                task.add_done_callback(in_flight.discard)
+    except ExceptionGroup as group_of_one:  # a request notes its failure, so it is the probe's
+        raise group_of_one.exceptions[0] from None
     return recorder.recording

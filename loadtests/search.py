@@ -19,6 +19,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ import tyro
 
 from contract.command import Failure, UsageError, run_command
 from contract.files import read_json, sha256_of, write_json
-from loadtests.deployment import Setting, apply, publish_alone, template_hashes
+from contract.release import MANIFEST_FILE
+from loadtests.deployment import NotStartedError, Setting, apply, publish_alone, template_hashes
 from loadtests.descent import BudgetSpentError, Descent, Outcome, Point, pareto
 from loadtests.machine import describe_machine
 from loadtests.result import MIN_REQUESTS
@@ -42,6 +44,8 @@ DEPLOYED_FILE = ".deployed"  # in a scratch deployment that is complete
 SHARE = 0.3
 """Of all settings, measured at most once one of them serves, unless --budget says otherwise."""
 CORES = len(os.sched_getaffinity(0))
+MAX_INSTANCES = 64
+"""That the python models share their progress with."""
 
 
 def _powers(highest: int) -> tuple[int, ...]:
@@ -67,7 +71,7 @@ class Search:
     """Deployed repository whose models are copied; it is not changed, and may be served meanwhile."""
     output: Path = Path("build/search")
     """Folder of the search; one that exists is continued."""
-    instances: tuple[int, ...] = _powers(CORES)
+    instances: tuple[int, ...] = _powers(min(CORES, MAX_INSTANCES))
     """Engine instances to choose from, rising."""
     threads: tuple[int, ...] = _powers(CORES)
     """Threads of an instance to choose from, rising."""
@@ -80,7 +84,7 @@ class Search:
     window_s: float = 15.0
     """Seconds of a measured window, at least 1."""
     budget: int | None = None
-    """Trials at most, those of earlier calls included; 30 % of all settings, or until one serves, when left out."""
+    """Settings tried at most, those of earlier calls included; 30 % of all, or until one serves, when left out."""
 
     def __post_init__(self) -> None:
         if not 0 < self.agreement <= 1:
@@ -109,7 +113,7 @@ class Search:
 
     def identity(self) -> dict[str, Any]:
         """What must stay the same for trials to be comparable."""
-        hashes = {str(release): sha256_of(release / "manifest.json") for release in self.releases}
+        hashes = [[str(release), sha256_of(release / MANIFEST_FILE)] for release in self.releases]  # in their order
         machine = describe_machine()
         return {
             "cpu": machine["cpu"],
@@ -119,6 +123,7 @@ class Search:
             "load": self.scenario().to_json() | {"texts": ""},
             "agreement": self.agreement,
             "releases": hashes,
+            "options": {name: list(getattr(self, name)) for name in ("instances", "threads", "delays_us", "batches")},
         }
 
 
@@ -161,27 +166,30 @@ def _find(options: Search, space: Space, journal: Journal, deployments: dict[str
     """The cheapest setting that meets the bound, by a second look over twice the time.
 
     The best of many first looks was in part lucky. It is looked at again, and the search goes on from what is best then. A
-    search that is continued takes the same path again through what it wrote down.
+    search that is continued takes the same path again through what it wrote down: it judges by what it has come past alone.
     """
     scenario = options.scenario()
     twice = dataclasses.replace(scenario, duration_s=2 * scenario.duration_s)
-    again: dict[Setting, Outcome] = {}
+    share = max(SHARE * space.size // 1, sum(axis.size for axis in space.axes))  # every value of each axis once, at least
+    known: dict[Setting, Outcome] = {}
+    again: set[Setting] = set()
 
     def trial(setting: Setting, scenario: Scenario, *, confirms: bool = False) -> Outcome:
-        print(f"{'confirm' if confirms else f'trial {len(journal.trials) + 1}'}  {setting}", flush=True)
-        made = measure(setting, deployments[setting.release], scenario)
-        journal.add(setting, made, confirms=confirms)
-        print(f"  {_figures(made.outcome)}{made.reason and '  no: '}{made.reason}", flush=True)
+        made = (journal.second if confirms else journal.first).get(setting)
+        if made is None:
+            print(f"{'confirm' if confirms else f'trial {len(known) + 1}'}  {setting}", flush=True)
+            made = _measured(measure, setting, deployments[setting.release], scenario, first=not known)
+            journal.add(setting, made, confirms=confirms)
+            print(f"  {_figures(made.outcome)}{made.reason and '  no: '}{made.reason}", flush=True)
+        known[setting] = made.outcome
         return made.outcome
 
     def outcome(point: Point) -> Outcome:
         setting = space.setting(point)
-        if setting in again:
-            return again[setting]
-        if setting in journal.first:
-            return journal.first[setting].outcome
-        serves = any(made.outcome.feasible for made in journal.trials.values())
-        if len(journal.trials) >= (options.budget or (SHARE * space.size // 1 if serves else math.inf)):
+        if setting in known:
+            return known[setting]
+        serves = any(found.feasible for found in known.values())
+        if len(known) >= (options.budget or (share if serves else math.inf)):
             raise BudgetSpentError
         return trial(setting, scenario)
 
@@ -190,10 +198,22 @@ def _find(options: Search, space: Space, journal: Journal, deployments: dict[str
         setting = space.setting(best)
         if setting in again:
             return setting
-        looked = journal.second.get(setting)
-        again[setting] = looked.outcome if looked else trial(setting, twice, confirms=True)
-        descent.outcomes |= {point: again[setting] for point in descent.outcomes if space.setting(point) == setting}
+        again.add(setting)
+        second = trial(setting, twice, confirms=True)
+        descent.outcomes |= {point: second for point in descent.outcomes if space.setting(point) == setting}
     return None
+
+
+def _measured(measure: Measure, setting: Setting, deployment: Path, scenario: Scenario, *, first: bool) -> Trial:
+    """A trial; a server that does not start with a setting serves nothing. Raises `Failure` where not even the `first` does."""
+    try:
+        return measure(setting, deployment, scenario)
+    except NotStartedError as error:
+        if first:
+            raise
+        return Trial(
+            outcome=Outcome(feasible=False, cost=math.inf, p99_ms=math.inf, miss=math.inf), reason=str(error), result=None
+        )
 
 
 def _figures(outcome: Outcome) -> str:
@@ -204,6 +224,11 @@ def _figures(outcome: Outcome) -> str:
 
 def _claim_folder(options: Search) -> None:
     """Make the folder of the search, or see that it is of this very search."""
+    for release in options.releases:
+        if not (release / MANIFEST_FILE).exists():
+            raise UsageError(f"--releases {release}: there is no release; python -m builders.build writes one")
+    if not options.texts.exists():
+        raise UsageError(f"--texts {options.texts}: there is no such file")
     path, identity = options.output / IDENTITY_FILE, options.identity()
     if path.exists():
         before = read_json(path)
@@ -243,8 +268,9 @@ def _agreement(options: Search, deployments: dict[str, Path]) -> dict[str, float
 
 
 def _report(options: Search, space: Space, journal: Journal, agreement: dict[str, float], winner: Setting | None) -> None:
-    """Print the Pareto front and write OUTPUT/search.json."""
-    front = pareto({setting: trial.outcome for setting, trial in journal.trials.items()})
+    """Print the Pareto front, of what serves and what is too slow, and write OUTPUT/search.json."""
+    outcomes = {setting: trial.outcome for setting, trial in journal.trials.items()}
+    front = pareto({key: found for key, found in outcomes.items() if found.feasible or found.p99_ms > options.p99_ms})
     print(f"\n{len(journal.trials)} of {space.size} settings measured; none beats these in both cost and p99:")
     print(f"{'cores':>8}{'p99 ms':>10}  setting")
     for setting in front:
@@ -252,6 +278,7 @@ def _report(options: Search, space: Space, journal: Journal, agreement: dict[str
         note = "  <- the cheapest that serves" if setting == winner else "" if outcome.feasible else "  (too slow)"
         print(f"{outcome.cost:>8.3g}{outcome.p99_ms:>10.4g}  {setting}{note}")
     answer = {
+        "date": datetime.now(UTC).date().isoformat(),
         "rate": options.rate,
         "p99_ms": options.p99_ms,
         "machine": describe_machine(),

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from contract.files import read_json_lines
+from contract.command import UsageError
+from contract.files import read_json_lines, write_bytes
 from contract.tensors import BUCKET_LENGTHS
 from loadtests.deployment import Setting
 from loadtests.descent import Axis, Outcome, Point
@@ -67,9 +68,13 @@ class Journal:
         self.second: dict[Setting, Trial] = {}
         if path.exists():
             whole = path.read_bytes()
-            path.write_bytes(whole[: whole.rfind(b"\n") + 1])
-            for line in read_json_lines(path):
-                self._note(*_parse(line))
+            if not whole.endswith(b"\n"):
+                write_bytes(path, whole[: whole.rfind(b"\n") + 1])
+            try:
+                for line in read_json_lines(path):
+                    self._note(*_parse(line))
+            except (KeyError, TypeError) as error:
+                raise UsageError(f"{path} holds no trials of this search ({error}); name another --output") from error
 
     def add(self, setting: Setting, trial: Trial, *, confirms: bool = False) -> None:
         """Write a trial down; `confirms` when it is the second look at the best setting."""

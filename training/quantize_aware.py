@@ -1,8 +1,8 @@
 """Fine-tune a merged checkpoint for int8: one epoch through the rounding that int8 will do.
 
-    python -m training.quantize_aware build/merged --output build/int8
-    python -m training.quantize_aware build/merged --texts unlabelled.txt --output build/int8
-    python -m builders.build build/int8 --precision int8 --output build/release
+    python -m training.quantize_aware build/merged --output build/trained-int8
+    python -m training.quantize_aware build/merged --texts unlabelled.txt --output build/trained-int8
+    python -m builders.build build/trained-int8 --precision int8 --output build/release
 
 1. Ranges of what enters each linear layer are observed on training texts; of several percentiles the one whose int8 is
    nearest to fp32 on the validation part is taken. That is static int8.

@@ -104,6 +104,7 @@ def main(options: Peers) -> None:
         agreement=options.agreement,
         seed=options.seed,
         output=options.output,
+        peers=peers,
         fresh=options.fresh,
     )
     for number in range(1, options.rounds + 1):

@@ -3,9 +3,9 @@
     python -m loadtests.peers.bare MODEL_FOLDER VERSION CONFIG.json TOKENIZER.json TEXTS.jsonl SEED BATCH
 
 A process of its own, since the engine's threads and memory are to be those of the server. Its texts are the served ones, in
-their order, cut as they are. For each line of standard input, a number of seconds, it measures that long and prints
-{"texts_per_s": ...}, so that it can be measured in turn with the server. What the server reaches against it is what tokenizer,
-queues, copies and protocol leave of the engine.
+their order, cut as they are. For each line of standard input, [seconds, turn], it measures that long, begun where the texts of
+that turn begin, and prints {"texts_per_s": ...}, so that it can be measured in turn with the server. What the server reaches
+against it is what tokenizer, queues, copies and protocol leave of the engine.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from contract.child import Child
 from contract.command import Failure, UsageError, run_command
 from contract.files import read_json
 from contract.tensors import ATTENTION_MASK, INPUT_IDS, LOGITS
+from loadtests.peers.duel import rotated
 from loadtests.peers.process import ROOT
 from loadtests.texts import read_texts
 
@@ -139,8 +140,8 @@ def _run(execute: Callable[[list[Request]], list[Response]], requests: list[Requ
 
 
 @contextlib.contextmanager
-def bare_engine(*arguments: str) -> Iterator[Callable[[float], float]]:
-    """The command as a process that stays open and warm between its measurements: seconds -> texts per second.
+def bare_engine(*arguments: str) -> Iterator[Callable[[float, int], float]]:
+    """The command as a process that stays open and warm between its measurements: seconds, turn -> texts per second.
 
     Raises:
         Failure: it ended; with its last words.
@@ -148,11 +149,11 @@ def bare_engine(*arguments: str) -> Iterator[Callable[[float], float]]:
     command = [sys.executable, "-m", "loadtests.peers.bare", *arguments]
     with Child(command, "the bare engine ended with code {code}", cwd=str(ROOT)) as child:
 
-        def texts_per_s(seconds: float) -> float:
-            child.ask(seconds)
+        def texts_per_s(seconds: float, turn: int) -> float:
+            child.ask([seconds, turn])
             return float(child.answer()["texts_per_s"])
 
-        texts_per_s(0)  # until it is open and warm
+        texts_per_s(0, 0)  # until it is open and warm
         yield texts_per_s
 
 
@@ -163,7 +164,9 @@ def main() -> None:
     rows = [encoding.ids for encoding in tokenizer.encode_batch(read_texts(Path(texts), seed=int(seed)))]
     engine = load_engine(Path(folder), version, read_json(Path(config)))
     for line in sys.stdin:
-        print(json.dumps({"texts_per_s": measure_bare(engine, rows, batch=int(batch), seconds=float(line))}), flush=True)
+        seconds, turn = json.loads(line)
+        measured = measure_bare(engine, rotated(rows, turn), batch=int(batch), seconds=seconds)
+        print(json.dumps({"texts_per_s": measured}), flush=True)
 
 
 if __name__ == "__main__":

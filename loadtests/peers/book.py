@@ -65,6 +65,11 @@ class Book:
         self._content["failed"][server] = reason
         self.write()
 
+    def forget_failure(self, server: str) -> None:
+        """What once could not be measured of it now was."""
+        if self._content["failed"].pop(server, None) is not None:
+            self.write()
+
     @property
     def best(self) -> dict[str, bool]:
         """By peer, whether it is in its best setting, not in its default."""

@@ -6,27 +6,34 @@ makes a table, and no ratio that is judged by a bound.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 PAIRS = 5
 KEPT = ("users", "requests", "requests_per_s", "error_rate", "p50_ms", "p99_ms", "generator_cpu_share", "failure")
 
+T = TypeVar("T")
 Found = Mapping[str, Any]
 Pair = dict[str, dict[str, Any]]
 """{"ours": a load's figures, "theirs": the other's}"""
 
 
-def take_pairs(title: str, ours: Callable[[], Found], theirs: Callable[[], Found]) -> list[Pair]:
-    """`PAIRS` pairs; every second one begins with the other side."""
+def take_pairs(title: str, ours: Callable[[int], Found], theirs: Callable[[int], Found]) -> list[Pair]:
+    """`PAIRS` pairs, each side called with the number of the pair; every second one begins with the other side."""
     sides = {"ours": ours, "theirs": theirs}
     pairs = []
     for number in tqdm(range(PAIRS), desc=title, unit="pairs"):
-        found = {side: sides[side]() for side in sorted(sides, reverse=number % 2 == 1)}
+        found = {side: sides[side](number) for side in sorted(sides, reverse=number % 2 == 1)}
         pairs.append({side: {key: found[side][key] for key in KEPT if key in found[side]} for side in sides})
     return pairs
+
+
+def rotated(items: Sequence[T], turn: int) -> list[T]:
+    """The same in the same order, begun elsewhere in each of `PAIRS` turns: a load comes past some hundred texts alone."""
+    start = turn % PAIRS * len(items) // PAIRS
+    return [*items[start:], *items[:start]]
 
 
 def ratios(pairs: Iterable[Mapping[str, Found]], figure: str) -> list[float]:

@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from loadtests.peers.duel import ratios
+from loadtests.result import MIN_REQUESTS
 
 OURS = "ours"
+TIMEOUT_S = 15.0
+"""Of every request that is sent to a server."""
 Round = Mapping[str, Any]
 """By server, as `loadtests.peers.measure.measure_round` gave it, with memory and cold start."""
 Found = tuple[list[float], str]
@@ -84,22 +87,27 @@ def rivals(each: Round, best: Mapping[str, bool]) -> list[str]:
 
 
 def _throughput(*, defaults: bool) -> Callable[[Round, Mapping[str, bool]], Found | None]:
-    def value(each: Round, best: Mapping[str, bool]) -> Found | None:
-        rival = fastest(each, best, defaults=defaults)
-        return None if rival is None else _in_turn(each, rival, "saturated", "requests_per_s")
-
-    return value
+    return lambda each, best: _hardest(each, best, "saturated", "requests_per_s", defaults=defaults, hardest=min)
 
 
 def _alone(each: Round, best: Mapping[str, bool]) -> Found | None:
-    rival = quickest(each, best)
-    return None if rival is None else _in_turn(each, rival, "alone", "p50_ms")
+    return _hardest(each, best, "alone", "p50_ms", defaults=True, hardest=max)
 
 
-def _in_turn(each: Round, rival: str, load: str, figure: str) -> Found | None:
-    """None until ours has been measured against that one."""
-    duels = each[OURS].get("duels", {})
-    return (ratios(duels[rival][load], figure), rival) if rival in duels else None
+def _hardest(
+    each: Round, best: Mapping[str, bool], load: str, figure: str, *, defaults: bool, hardest: Callable[[list[float]], float]
+) -> Found | None:
+    """The ratios against the rival that does best in turn, of those at their defaults or of all; None without any.
+
+    Which peers are rivals is found in loads one after the other, between which the clock moves; who is first of them, in turn.
+    """
+    against = _peers(each, best, defaults=defaults)
+    found = {name: ratios(pairs[load], figure) for name, pairs in each[OURS].get("duels", {}).items() if name in against}
+    medians = {name: statistics.median(values) for name, values in found.items() if values}
+    if not medians:
+        return None
+    rival = next(name for name, median in medians.items() if median == hardest(list(medians.values())))
+    return found[rival], rival
 
 
 def _under_load(each: Round, best: Mapping[str, bool]) -> Found | None:
@@ -107,10 +115,17 @@ def _under_load(each: Round, best: Mapping[str, bool]) -> Found | None:
     found: dict[str, float] = {}
     for name, peer in _peers(each, best, defaults=False).items():
         theirs, ours = peer["open"]["0.8"], each[OURS]["at"].get(name, {})
-        if "p99_ms" in theirs and "p99_ms" in ours:
-            found[name] = ours["p99_ms"] / theirs["p99_ms"]
+        if (ours_ms := _p99_ms(ours)) is not None and (theirs_ms := _p99_ms(theirs)) is not None:
+            found[name] = ours_ms / theirs_ms
     worst = max(found, key=found.__getitem__, default=None)
     return None if worst is None else ([found[worst]], worst)
+
+
+def _p99_ms(point: Mapping[str, Any]) -> float | None:
+    """Of all requests of a load: a failed one counts as one that waited for the time-out. None for too few of them."""
+    if point.get("requests", 0) < MIN_REQUESTS:
+        return None
+    return float(point["p99_ms"]) if point["error_rate"] <= 0.01 else 1000 * TIMEOUT_S
 
 
 def _of_bare_engine(each: Round, best: Mapping[str, bool]) -> Found | None:
@@ -155,8 +170,14 @@ GOALS = (
     ),
     Goal(name="p50, one in flight, against the best peer at its default", wanted=0.5, at_least=False, unit="x", value=_alone),
     Goal(name="p99 at 80 % of the peer's peak, the hardest peer", wanted=0.5, at_least=False, unit="x", value=_under_load),
-    Goal(name="served throughput of the bare engine's", wanted=0.9, at_least=True, unit="x", value=_of_bare_engine),
+    Goal(name="served throughput, share of the bare engine's", wanted=0.9, at_least=True, unit="x", value=_of_bare_engine),
     Goal(name="p50, one in flight, beyond compute", wanted=0.8, at_least=False, unit="ms", value=_beyond_compute),
     Goal(name="memory against the smallest peer", wanted=1.0, at_least=False, unit="x", value=_memory),
-    Goal(name="tokenizer's time of the engine's, p50, one in flight", wanted=0.1, at_least=False, unit="x", value=_tokenizer),
+    Goal(
+        name="tokenizer's compute, share of the engine's, p50, one in flight",
+        wanted=0.1,
+        at_least=False,
+        unit="x",
+        value=_tokenizer,
+    ),
 )

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from clients.errors import ClassifierError
 from contract.command import Failure, UsageError
 from contract.files import read_json_lines, sha256_of, write_json, write_json_lines
 from contract.release import read_manifest
 from contract.tensors import ENGINE, TOKENIZER
 from loadtests.alone import measure_alone
-from loadtests.deployment import publish_alone
+from loadtests.deployment import publish_alone, template_hashes
 from loadtests.machine import describe_machine
 from loadtests.peers.bare import bare_engine
 from loadtests.peers.book import Book
 from loadtests.peers.catalogue import Launch, Peer, processor_flags
-from loadtests.peers.duel import Pair, busiest, take_pairs
+from loadtests.peers.duel import Pair, busiest, rotated, take_pairs
 from loadtests.peers.environments import REQUIREMENTS, interpreter, versions
 from loadtests.peers.export import export_onnx
-from loadtests.peers.goals import OURS, rivals
+from loadtests.peers.goals import OURS, TIMEOUT_S, rivals
 from loadtests.peers.measure import USERS, Plan, measure, measure_round, settle
 from loadtests.peers.process import free_port
 from loadtests.peers.servers import Server, cut_texts, serve_ours, serve_peer
@@ -34,7 +34,6 @@ from loadtests.target import waiting, waiting_http
 from loadtests.texts import read_texts
 
 SAMPLE = 2000
-TIMEOUT_S = 15.0
 TURNS = 5
 """Of requests one by one over gRPC, and over HTTP."""
 AT_PEERS = "0.8"
@@ -50,10 +49,11 @@ class _Side:
     users: int
     """In flight where it answers most."""
 
-    def under(self, users: int) -> dict[str, Any]:
-        """A closed loop on it, once it is idle."""
+    def under(self, users: int, turn: int) -> dict[str, Any]:
+        """A closed loop on it, once it is idle; each turn begins at other texts, so that the spread is theirs too."""
         settle(self.server.process.cpu_s)
-        return measure("duel", self.server.target, self.plan, Load(kind="closed", users=users))
+        plan = replace(self.plan, requests=rotated(self.plan.requests, turn))
+        return measure("duel", self.server.target, plan, Load(kind="closed", users=users))
 
 
 @dataclass(kw_only=True)
@@ -72,6 +72,8 @@ class Session:
     agreement: float
     seed: int
     output: Path
+    peers: Sequence[Peer]
+    """All that there are, also those that are not measured now: ours meets the rivals among the measured ones."""
     fresh: bool = False
     failed: dict[str, str] = field(default_factory=dict)
     """Why a server could not be measured."""
@@ -96,6 +98,7 @@ class Session:
             "machine": {name: machine[name] for name in ("cpu", "cores")},
             "texts": {"file": self.texts.name, "sha256": sha256_of(self.texts), "sampled": len(self._sample)},
             "options": {name: getattr(self, name) for name in ("seconds", "warmup_s", "compared", "agreement", "seed")},
+            "repository": template_hashes(self.template) if self.template.is_dir() else {},
             "requirements": {path.stem: sha256_of(path) for path in sorted(REQUIREMENTS.glob("*.txt"))},
         }
 
@@ -104,17 +107,28 @@ class Session:
         for peer in peers if number % 2 else reversed(peers):
             if peer.name in self.book.finished(number):
                 continue
-            print(f"round {number}: {peer.name}", file=sys.stderr, flush=True)
-            try:
+            with self._attempt(peer.name):
+                print(f"round {number}: {peer.name}", file=sys.stderr, flush=True)
                 self.book.keep(number, peer.name, self._measure_peer(peer))
-            except Failure as error:
-                self.failed[peer.name] = str(error)
-                self.book.fail(peer.name, str(error))
         done = self.book.finished(number)
         rates = {name: found["open"][AT_PEERS]["rate"] for name, found in done.items() if name != OURS}
-        if ours and set(done.get(OURS, {"at": {"": 0}})["at"]) != set(rates):
-            print(f"round {number}: {OURS}", file=sys.stderr, flush=True)
-            self.book.keep(number, OURS, self._measure_ours(rates, done, peers))
+        against = rivals(done, self.book.best)
+        before = done.get(OURS)
+        if ours and (before is None or set(before["at"]) != set(rates) or not set(against) <= set(before["duels"])):
+            with self._attempt(OURS):
+                print(f"round {number}: {OURS}", file=sys.stderr, flush=True)
+                self.book.keep(number, OURS, self._measure_ours(rates, done, against))
+
+    @contextlib.contextmanager
+    def _attempt(self, name: str) -> Iterator[None]:
+        """What fails in the block is written down, and the others are measured."""
+        try:
+            yield
+        except (Failure, ClassifierError) as error:
+            self.failed[name] = f"{type(error).__name__}: {error}" if isinstance(error, ClassifierError) else str(error)
+            self.book.fail(name, self.failed[name])
+        else:
+            self.book.forget_failure(name)
 
     def _measure_peer(self, peer: Peer) -> dict[str, Any]:
         with self._served(peer) as (server, plan):
@@ -143,7 +157,7 @@ class Session:
         with serve_peer(peer, launch, plan.requests, timeout_s=TIMEOUT_S) as server:
             yield server, plan
 
-    def _measure_ours(self, rates: dict[str, float], done: dict[str, Any], peers: Sequence[Peer]) -> dict[str, Any]:
+    def _measure_ours(self, rates: dict[str, float], done: dict[str, Any], against: Sequence[str]) -> dict[str, Any]:
         repository = self.work / OURS / "model_repository"
         repository.parent.mkdir(exist_ok=True)
         publish_alone(self.release, self.template, repository)
@@ -160,10 +174,12 @@ class Session:
             measured |= _alone(server, plan) | _weigh(server)
             mine = _Side(server, plan, busiest(measured["closed"]))
             bare = self._beside_bare(mine, repository)
-            against = [peer for peer in peers if peer.name in rivals(done, self.book.best)]
-            duels = {peer.name: self._duel(mine, peer, busiest(done[peer.name]["closed"])) for peer in against}
-        bare_per_s = statistics.median(pair["theirs"]["requests_per_s"] for pair in bare)
-        return agreed | measured | {"bare": bare, "bare_per_s": bare_per_s, "cores": self._cores, "duels": duels}
+            duels = {}
+            for peer in self.peers:
+                if peer.name in against:
+                    with self._attempt(peer.name):  # without its duel, ours is measured again by the next call
+                        duels[peer.name] = self._duel(mine, peer, busiest(done[peer.name]["closed"]))
+        return agreed | measured | {"bare": bare, "cores": self._cores, "duels": duels}
 
     def _duel(self, mine: _Side, peer: Peer, users: int) -> dict[str, list[Pair]]:
         """Pairs of loads in turn, on both while the other is idle: each at its own best, and one request in flight."""
@@ -182,13 +198,17 @@ class Session:
         folder = repository / ENGINE
         version = max(path.name for path in folder.iterdir() if path.name.isdecimal())
         assert mine.server.operator is not None  # noqa: S101 - ours has one
-        write_json(self.work / "engine_config.json", mine.server.operator.config(ENGINE))
+        config = mine.server.operator.config(ENGINE)
+        if (count := sum(group["count"] for group in config["instance_group"])) != 1:
+            print(f"the bare engine is one instance, and {count} are served: it is not measured", file=sys.stderr, flush=True)
+            return []
+        write_json(self.work / "engine_config.json", config)
         files = (folder, version, self.work / "engine_config.json", self.release / TOKENIZER / "tokenizer.json", self.texts)
         with bare_engine(*map(str, (*files, self.seed, max(USERS)))) as texts_per_s:
             return take_pairs(
                 f"{OURS} and its bare engine",
-                lambda: mine.under(mine.users),
-                lambda: {"requests_per_s": texts_per_s(self.seconds)},
+                partial(mine.under, mine.users),
+                lambda turn: {"requests_per_s": texts_per_s(self.seconds, turn)},
             )
 
     def _plan(self, *, cut: bool = False) -> Plan:

@@ -92,10 +92,10 @@ def _show(value: float | None, form: str = ".1f", unit: str = "") -> str:
 
 
 def tables(path: Path) -> dict[str, str]:
-    """Markdown by name: goals, servers, open, alone, versions."""
+    """Markdown by name: goals, servers, open, alone, versions, failed."""
     found = Comparison(read_fields(path))
     parts = {"goals": _goals(found.content), "servers": _servers(found), "open": _open(found), "alone": _alone(found)}
-    parts["versions"] = _versions(found)
+    parts |= {"versions": _versions(found), "failed": _failed(found)}
     return {name: part for name, part in parts.items() if part}
 
 
@@ -116,7 +116,7 @@ def _goals(content: Fields) -> str:
 
 def _servers(found: Comparison) -> str:
     header = ["server", "requests/s", *(f"p50 / p99 ms, {users} in flight" for users in SHOWN)]
-    header += ["labels equal", "memory MiB", "first answer s", "good/s at 2x", "errors at 2x"]
+    header += ["labels equal", "memory MiB", "first answer s", "good/s at 2x", "their p50 ms", "errors at 2x"]
     rows = []
     for name in found.names:
         waits = [_waits(found, name, "closed", users) for users in SHOWN]
@@ -132,6 +132,7 @@ def _servers(found: Comparison) -> str:
                 _show(memory, ",.0f"),
                 _show(found.middle(name, lambda each: each.number("cold_start_s"))),
                 _show(found.middle(name, _overload("requests_per_s"))),
+                _show(found.middle(name, _overload("p50_ms")), ",.0f"),
                 _show(failed, ".1%"),
             ]
         )
@@ -188,18 +189,25 @@ def section(path: Path) -> Section:
         "checkpoint, one after the other, with the generator on the same cores. Closed loops hide queueing: read their "
         "throughput; open loops count from the time at which a request was due. "
         f"{UNSTEADY.strip()}: not steady; -: fewer than {MIN_ANSWERS} answers.",
-        *(f"Not measured: {name}: {reason}" for name, reason in _failed(content)),
     ]
     drawn = [_curves(found), *_distributions(found), *_sizes(found), *_stages(found)] if found.names else []
     captions = {"goals": "Goals", "servers": "Servers, medians over the rounds", "open": "Open loop"}
-    captions |= {"alone": "Ours, one request at a time", "versions": "Versions"}
+    captions |= {"alone": "Ours, one request at a time", "versions": "Versions", "failed": "Not measured"}
     shown = [(captions[name], markdown) for name, markdown in tables(path).items()]
     return Section("Peers", words, drawn, shown)
 
 
-def _failed(content: Fields) -> list[tuple[str, str]]:
-    failed = content.fields("failed")
-    return [(name, " ... ".join(dict.fromkeys(failed.text(name).splitlines()[place] for place in (0, -1)))) for name in failed]
+def _failed(found: Comparison) -> str:
+    """What was not measured, with the first and the last line of the reason."""
+    failed, described = found.content.fields("failed"), found.content.fields("servers")
+    rows = [
+        [
+            found.title(name) if name in described else name,
+            " ... ".join(dict.fromkeys(failed.text(name).splitlines()[place] for place in (0, -1))),
+        ]
+        for name in failed
+    ]
+    return markdown_table(["not measured", "because"], rows, right_from=2) if rows else ""
 
 
 def _curves(found: Comparison) -> str:

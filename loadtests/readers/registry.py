@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,13 +35,32 @@ def _single(section: Callable[[Path], Section]) -> Callable[[list[Path]], Sectio
     return lambda paths: section(paths[0])
 
 
+def _elsewhere(section: Callable[[Path], Section]) -> Callable[[list[Path]], Section]:
+    """The same measurement on a machine of another kind: NAME-KIND.json has a section of its own."""
+    return lambda paths: dataclasses.replace(
+        found := section(paths[0]), name=f"{found.name}, {paths[0].stem.partition('-')[2]}"
+    )
+
+
 def _flat(name: str, words: str) -> Callable[[list[Path]], Section]:
     return _single(functools.partial(flat.section, name=name, words=words))
 
 
 KINDS = (
     Kind(pattern="peers.json", command="make bench-peers", tables=peers.tables, section=_single(peers.section)),
+    Kind(
+        pattern="peers-amx.json",
+        command="python -m loadtests.peers build/merged --output docs/measurements/peers-amx.json, on a processor with AMX",
+        tables=peers.tables,
+        section=_elsewhere(peers.section),
+    ),
     Kind(pattern="engines.json", command="make bench-engines", tables=engines.tables, section=_single(engines.section)),
+    Kind(
+        pattern="engines-amx.json",
+        command="python -m builders.bench build/merged --output docs/measurements/engines-amx.json, on a processor with AMX",
+        tables=engines.tables,
+        section=_elsewhere(engines.section),
+    ),
     Kind(pattern="int8.json", command="python -m builders.paired", tables=paired.tables, section=_single(paired.section)),
     Kind(
         pattern="load-*.json",

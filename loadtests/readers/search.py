@@ -14,13 +14,16 @@ from loadtests.readers.markdown import markdown_table
 def tables(path: Path) -> dict[str, str]:
     """Markdown: the Pareto front."""
     found = read_fields(path)
+    asked = f"{found.number('rate'):g} requests/s within p99 {found.number('p99_ms'):g} ms"
+    tried = f"{found.number('measured'):.0f} of {found.number('settings'):.0f} settings measured"
     winner = found.fields("winner") if "winner" in found else None
     rows = []
     for row in found.rows("pareto"):
         chosen = winner is not None and _setting(row) == _setting(winner)
         verdict = "the cheapest that serves" if chosen else "serves" if row.flag("serves") else "too slow"
-        rows.append([str(_setting(row)), f"{row.number('cores'):.2f}", f"{row.number('p99_ms'):.1f}", verdict])
-    return {"all": markdown_table(["configuration", "cores used", "p99 ms", ""], rows)}
+        equal = f"{found.fields('agreement').number(row.text('release')):.2%}"
+        rows.append([str(_setting(row)), f"{row.number('cores'):.2f}", f"{row.number('p99_ms'):.1f}", equal, verdict])
+    return {"all": markdown_table([f"{asked}: {tried}", "cores used", "p99 ms", "labels of the first release", ""], rows)}
 
 
 def _setting(row: Fields) -> Setting:

@@ -31,7 +31,7 @@ def tables(path: Path) -> dict[str, str]:
         ],
         ["requests failed", f"{found.number('failed'):,.0f} of {found.number('requests'):,.0f}"],
         ["answers of two releases mixed", f"{found.number('mixed'):,.0f}"],
-        ["so of requests fail, with 95 % confidence, under", f"{found.number('failure_rate_bound'):.1e}"],
+        ["share of requests that fail, upper bound (95 % confidence)", f"{found.number('failure_rate_bound'):.1e}"],
     ]
     for window, words in WINDOWS.items():
         if f"{window}_p99_ms" in found:

@@ -52,7 +52,7 @@ def ours(peak: float, rates: dict[str, float]) -> dict[str, Any]:
     stages = {"client": 0.0, "wire": 0.3, "tokenizer queue": 0.1, "tokenizer compute": 0.4, "engine queue": 0.1}
     stages |= {"engine compute": 8.0, "ensemble": 0.2}
     at = {name: point(rate, 9.0, rate=rate) for name, rate in rates.items()}
-    found = server(peak, memory_mib=350, at=at, bare_per_s=1.25 * peak, cores=2)
+    found = server(peak, memory_mib=350, at=at, cores=2)
     found["bare"] = [{"ours": point(share * peak, 300), "theirs": {"requests_per_s": 1.25 * peak}} for share in (1, 0.9, 1.1)]
     found["closed"]["1"]["stages"] = {"mean_ms": stages, "total_ms": sum(stages.values()), "knob": "engine", "reason": "it"}
     p50_ms = {"total": 9.1, "tokenizer compute": 0.4, "engine compute": 8.0, "beyond": 0.7, "queues": 0.2}
@@ -279,7 +279,7 @@ def search_file() -> dict[str, Any]:
         | {"cores": 0.5 * threads, "p99_ms": 120.0 / threads, "serves": threads > 1}
         for threads, delay in ((1, 0), (2, 1000), (4, 0))
     ]
-    facts = {"rate": 50.0, "p99_ms": 100.0, "machine": MACHINE, "agreement": {"build/int8": 0.998}}
+    facts = {"date": "2026-01-02", "rate": 50.0, "p99_ms": 100.0, "machine": MACHINE, "agreement": {"build/int8": 0.998}}
     return facts | {"settings": 48, "measured": 12, "pareto": rows, "winner": rows[1] | {"result": {}}}
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from clients import Rejected
+from contract.command import Failure
 from loadtests.closed import run_closed
 from loadtests.open import arrival_times, run_open
 from loadtests.record import Recording, run_precisely
@@ -132,6 +133,25 @@ def test_too_many_requests_in_flight_fail_unsent(monkeypatch: pytest.MonkeyPatch
     recording = open_loop({"service_s": 100.0, "workers": 99}, rate=10, duration_s=2, timeout_s=200)
     assert [sample.error for sample in recording.samples].count("TooManyInFlight") == 20
     assert recording.messages["TooManyInFlight"] == "10 requests wait for their answers already"
+
+
+@pytest.mark.parametrize("kind", ["open", "closed"])
+def test_a_probe_that_fails_ends_the_load_with_its_own_error(kind: str) -> None:
+    async def send(texts: object) -> str:
+        await asyncio.sleep(0.001)
+        return "answered"
+
+    def probe() -> None:
+        raise Failure("the server does not answer any more")
+
+    window: dict[str, Any] = {"warmup_s": 0, "duration_s": 0.2, "timeout_s": 9, "probe": probe}
+    load = (
+        run_open(send, REQUESTS, rate=20, arrivals="constant", **window)
+        if kind == "open"
+        else run_closed(send, REQUESTS, users=1, **window)
+    )
+    with pytest.raises(Failure, match="the server does not answer any more"):
+        run_precisely(load)
 
 
 def test_the_real_loop_sends_on_time_to_within_what_a_busy_machine_allows() -> None:

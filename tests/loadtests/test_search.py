@@ -14,7 +14,7 @@ import pytest
 
 from contract.command import Failure, UsageError
 from contract.files import read_json, read_json_lines, write_json, write_json_lines
-from loadtests.deployment import Setting
+from loadtests.deployment import NotStartedError, Setting
 from loadtests.descent import Outcome
 from loadtests.scenario import Scenario
 from loadtests.search import Search, search
@@ -191,8 +191,16 @@ def test_a_folder_of_another_search_is_refused(options: Search, tmp_path: Path, 
     with pytest.raises(UsageError, match="holds a search with other cpu, cores; name another --output"):
         search(options, Counted())
     monkeypatch.undo()
+    with pytest.raises(UsageError, match="holds a search with other releases; name another --output"):
+        search(dataclasses.replace(options, releases=options.releases[::-1]), Counted())
+    with pytest.raises(UsageError, match="holds a search with other options; name another --output"):
+        search(dataclasses.replace(options, instances=(1,)), Counted())
     with pytest.raises(UsageError, match="exists and holds no search"):
         search(dataclasses.replace(options, output=tmp_path / "fp32"), Counted())
+    with pytest.raises(UsageError, match=r"--releases .*absent: there is no release; python -m builders\.build writes one"):
+        search(dataclasses.replace(options, releases=(tmp_path / "absent",)), Counted())
+    with pytest.raises(UsageError, match=r"--texts .*absent\.txt: there is no such file"):
+        search(dataclasses.replace(options, texts=tmp_path / "absent.txt"), Counted())
 
 
 def test_a_winner_that_fails_when_looked_at_again_does_not_win(options: Search) -> None:
@@ -220,6 +228,69 @@ def test_a_winner_that_costs_more_when_looked_at_again_gives_way(options: Search
         name: answer["winner"][name] for name in dataclasses.asdict(second[-1])
     }
     assert answer["winner"]["instances"] == 2 and answer["pareto"][0]["cores"] == answer["winner"]["cores"]
+
+
+def test_a_search_stopped_between_its_two_looks_goes_on_as_if_it_had_not_been(options: Search) -> None:
+    def fickle(setting: Setting, repository: Path, scenario: Scenario) -> Trial:
+        if setting.instances == 1 and scenario.duration_s == 30:
+            return Trial(outcome=Outcome(feasible=False, cost=9, p99_ms=120, miss=1.2), reason="p99 120 ms", result={})
+        return planted(setting, repository, scenario)
+
+    whole = Counted(fickle)
+    search(dataclasses.replace(options, output=options.output.with_name("whole")), whole)
+    for stop in range(1, len(whole.settings)):
+        first, second = Counted(fickle), Counted(fickle)
+
+        def interrupted(
+            setting: Setting, repository: Path, scenario: Scenario, first: Counted = first, stop: int = stop
+        ) -> Trial:
+            if len(first.settings) == stop:
+                raise KeyboardInterrupt
+            return first(setting, repository, scenario)
+
+        part = dataclasses.replace(options, output=options.output.with_name(f"stopped-{stop}"))
+        with pytest.raises(KeyboardInterrupt):
+            search(part, interrupted)
+        search(part, second)
+        assert first.settings + second.settings == whole.settings
+
+
+def test_every_release_is_tried_however_small_the_space(options: Search) -> None:
+    measure = Counted()
+    search(
+        dataclasses.replace(options, instances=(1,), threads=(2,), delays_us=(0,), batches=(0,), releases=options.releases[:2]),
+        measure,
+    )
+    assert Path(read_json(options.output / "search.json")["winner"]["release"]).name == "int8"
+    assert {Path(setting.release).name for setting in measure.settings} == {"fp32", "int8"}
+
+
+def test_a_setting_with_which_no_server_starts_serves_nothing(options: Search) -> None:
+    def fragile(setting: Setting, repository: Path, scenario: Scenario) -> Trial:
+        if (setting.instances == 1) is one_fails:
+            raise NotStartedError("the server did not start: out of memory")
+        return planted(setting, repository, scenario)
+
+    one_fails = True
+    search(options, fragile)
+    assert read_json(options.output / "search.json")["winner"]["instances"] == 2
+    reasons = [line["reason"] for line in read_json_lines(options.output / "trials.jsonl")]
+    assert "the server did not start: out of memory" in reasons
+    one_fails = False  # now the first setting of all, and with it perhaps every one
+    with pytest.raises(NotStartedError, match="out of memory"):
+        search(dataclasses.replace(options, output=options.output.with_name("other")), fragile)
+
+
+def test_what_was_refused_though_quick_is_not_in_the_front(options: Search) -> None:
+    def unsteady(setting: Setting, repository: Path, scenario: Scenario) -> Trial:
+        if setting.instances == 1:
+            return Trial(outcome=Outcome(feasible=False, cost=0.1, p99_ms=50, miss=0.5), reason="not steady", result={})
+        return planted(setting, repository, scenario)
+
+    search(options, unsteady)
+    answer = read_json(options.output / "search.json")
+    assert answer["winner"] is not None and [row["serves"] for row in answer["pareto"]].count(True) == len(answer["pareto"])
+    assert min(row["cores"] for row in answer["pareto"]) == answer["winner"]["cores"] > 0.1
 
 
 def test_where_nothing_serves_the_nearest_is_told(options: Search) -> None:

@@ -79,8 +79,8 @@ def test_it_stays_warm_in_a_process_of_its_own_and_measures_when_it_is_told(rele
     config.write_text(json.dumps({"parameters": {"threads": {"string_value": "1"}}}))
     shutil.copytree(release / "bert_engine", deployed / "bert_engine" / "1")
     with bare_engine(str(deployed / "bert_engine"), "1", str(config), str(tokenizer), str(texts), "0", "2") as texts_per_s:
-        assert texts_per_s(0.05) > 0
-        assert texts_per_s(0.05) > 0
+        assert texts_per_s(0.05, 0) > 0
+        assert texts_per_s(0.05, 1) > 0
 
 
 def test_one_that_cannot_open_says_why(tmp_path: Path, release: Path) -> None:

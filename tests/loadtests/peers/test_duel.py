@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import itertools
+from functools import partial
 from typing import Any
 
 import pytest
 
 from loadtests.peers import duel
-from loadtests.peers.duel import busiest, ratios, take_pairs
+from loadtests.peers.duel import busiest, ratios, rotated, take_pairs
 
 
 def test_pairs_take_turns_in_beginning_and_keep_what_ratios_need(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(duel, "PAIRS", 3)
     taken: list[str] = []
 
-    def side(name: str, per_s: float) -> dict[str, Any]:
-        taken.append(name)
+    def side(name: str, per_s: float, turn: int) -> dict[str, Any]:
+        taken.append(f"{name} {turn}")
         return {"users": 64, "requests_per_s": per_s, "quantiles_ms": {}}
 
-    pairs = take_pairs("ours and theirs", lambda: side("ours", 90.0), lambda: side("theirs", 30.0))
-    assert taken == ["ours", "theirs", "theirs", "ours", "ours", "theirs"]
+    pairs = take_pairs("ours and theirs", partial(side, "ours", 90.0), partial(side, "theirs", 30.0))
+    assert taken == ["ours 0", "theirs 0", "theirs 1", "ours 1", "ours 2", "theirs 2"]
     assert pairs[1] == {"ours": {"users": 64, "requests_per_s": 90.0}, "theirs": {"users": 64, "requests_per_s": 30.0}}
     assert ratios(pairs, "requests_per_s") == [3.0] * 3
+
+
+def test_each_turn_begins_elsewhere_and_keeps_the_order() -> None:
+    items = list(range(12))
+    turns = [rotated(items, turn) for turn in range(duel.PAIRS)]
+    assert turns[0] == items and len({tuple(each) for each in turns}) == duel.PAIRS
+    for each in turns:
+        assert sorted(each) == items and all((after - before) % 12 == 1 for before, after in itertools.pairwise(each))
+    assert rotated(items, duel.PAIRS) == items and rotated([1], 3) == [1]
 
 
 def test_a_side_without_an_answer_makes_no_ratio() -> None:

@@ -32,6 +32,15 @@ def test_throughput_is_taken_in_turn_with_the_fastest_of_each_kind() -> None:
     assert goal(1, a_round())["against"] == ["tuned"]
 
 
+def test_of_several_rivals_the_one_that_does_best_in_turn_counts() -> None:
+    each = a_round()
+    each["ours"]["duels"]["default"] = duel(120, 90)  # slower than the other when its turn in the round came
+    assert (goal(0, each)["median"], goal(0, each)["against"]) == (pytest.approx(120 / 90), ["default"])
+    assert (goal(1, each)["median"], goal(1, each)["against"]) == (pytest.approx(120 / 90), ["default"])
+    del each["ours"]["duels"]["default"]
+    assert goal(0, each)["met"] is None and goal(1, each)["against"] == ["tuned"]
+
+
 def test_a_machine_that_changes_its_pace_changes_no_ratio() -> None:
     each = a_round()
     each["ours"]["peak_per_s"] = 60.0  # a slow hour, long after the peers
@@ -73,6 +82,16 @@ def test_under_load_the_hardest_peer_counts() -> None:
     assert found["against"] == ["default"]
     assert found["median"] == pytest.approx(1500 / each["default"]["open"]["0.8"]["p99_ms"])
     assert found["met"] is False
+
+
+def test_a_p99_of_few_requests_is_none_and_a_failed_request_is_one_that_waited() -> None:
+    few = a_round()
+    for point_ in (few["default"]["open"]["0.8"], few["tuned"]["open"]["0.8"]):
+        point_["requests"] = 99
+    assert goal(3, few)["met"] is None
+    failing = a_round()
+    failing["ours"]["at"]["tuned"] |= {"error_rate": 0.02}
+    assert goal(3, failing)["median"] == pytest.approx(15_000 / failing["tuned"]["open"]["0.8"]["p99_ms"])
 
 
 def test_the_generators_share_of_the_cores_is_taken_from_the_bare_engine() -> None:

@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
+from clients import Unavailable
 from contract.command import Failure, UsageError
 from contract.files import read_json
+from loadtests.alone import measure_alone
 from loadtests.peers import __main__ as command
 from loadtests.peers import duel, measure, session
 from loadtests.peers.__main__ import Peers
 from loadtests.peers.catalogue import Launch, Peer
+from loadtests.peers.duel import take_pairs
 from loadtests.peers.servers import cut_texts
 
 STUB = Path(__file__).with_name("stub_peer.py")
@@ -75,20 +78,46 @@ def test_a_comparison_is_measured_and_continued(
     ours, one = found["rounds"]["1"]["ours"], found["rounds"]["1"]["one"]
     assert ours["labels"] == {"texts": 20, "equal": 20}
     assert ours["at"]["one"]["rate"] == pytest.approx(one["open"]["0.8"]["rate"])
-    assert min(ours["bare_per_s"], ours["memory_bytes"], ours["cold_start_s"], one["cold_start_s"]) > 0
+    assert min(ours["memory_bytes"], ours["cold_start_s"], one["cold_start_s"]) > 0
     assert ours["closed"]["1"]["stages"]["mean_ms"]["engine compute"] > 0
     assert len(ours["alone"]) == len(ours["alone_http"]) == 1
     for alone in (turn["p50_ms"] for turn in ours["alone"] + ours["alone_http"]):
         assert alone["total"] > alone["engine compute"] > 0 and alone["total"] > alone["tokenizer compute"] > 0
     pairs = [*ours["bare"], *ours["duels"]["one"]["saturated"], *ours["duels"]["one"]["alone"]]
     assert len(pairs) == 6 and all(min(pair[side]["requests_per_s"] for side in pair) > 0 for pair in pairs)
-    assert [goal["met"] for goal in found["goals"]].count(None) == 0
+    unknown = {goal["goal"] for goal in found["goals"] if goal["met"] is None}
+    assert unknown <= {"p99 at 80 % of the peer's peak, the hardest peer"}  # loads of a second may have too few requests
     assert "BERT on Triton (ours)" in capsys.readouterr().out
     before = options.output.read_bytes()
     short(stub("one", "animal"))
     command.main(options)  # all of it is finished: nothing is started
     assert read_json(options.output)["rounds"] == found["rounds"]
     assert before != b"" and "round 1" not in capsys.readouterr().err
+
+
+def test_what_fails_of_ours_is_written_down_and_measured_by_the_next_call(
+    short: Callable[..., None], options: Peers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short(stub("one", "animal"))
+
+    def lost(*_: object) -> None:
+        raise Unavailable("connection lost")
+
+    monkeypatch.setattr(session, "measure_alone", lost)
+    with pytest.raises(Failure, match="not measured:\n  ours: Unavailable: connection lost"):
+        command.main(options)
+    found = read_json(options.output)
+    assert set(found["rounds"]["1"]) == {"one"} and set(found["failed"]) == {"ours"}
+    monkeypatch.setattr(session, "measure_alone", measure_alone)
+    monkeypatch.setattr(session, "take_pairs", lambda title, *_: lost() if "one" in title else [])
+    with pytest.raises(Failure, match="not measured:\n  one: Unavailable: connection lost"):
+        command.main(dataclasses.replace(options, only=("ours",)))
+    found = read_json(options.output)
+    assert found["rounds"]["1"]["ours"]["duels"] == {} and set(found["failed"]) == {"one"}
+    monkeypatch.setattr(session, "take_pairs", take_pairs)
+    command.main(dataclasses.replace(options, only=("ours",)))  # it lacks a duel, so it is measured again
+    found = read_json(options.output)
+    assert set(found["rounds"]["1"]["ours"]["duels"]) == {"one"} and found["failed"] == {}
 
 
 def test_a_release_of_another_checkpoint_is_refused(short: Callable[..., None], options: Peers, second_release: Path) -> None:

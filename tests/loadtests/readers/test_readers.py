@@ -93,9 +93,14 @@ def test_a_lone_request_of_ours_is_split(tmp_path: Path) -> None:
 
 
 def test_the_peers_section_names_what_could_not_be_measured(tmp_path: Path) -> None:
-    section = peers.section(written(tmp_path, "peers.json"))
-    assert section.words[1] == "Not measured: broken: the server ended with code 139: ... Segmentation fault"
+    path = written(tmp_path, "peers.json")
+    section = peers.section(path)
+    assert rows(peers.tables(path)["failed"])[1:] == [
+        ["Plain <server>, defaults", "the server ended with code 139: ... Segmentation fault"]
+    ]
+    assert section.tables[-1] == ("Not measured", peers.tables(path)["failed"])
     assert len(section.charts) == 7
+    assert "failed" not in peers.tables(written(tmp_path, "peers.json", failed={}))
 
 
 def test_a_server_without_answers_under_a_load_has_dashes(tmp_path: Path) -> None:
@@ -138,7 +143,12 @@ def test_a_load_result_of_another_schema_is_refused(tmp_path: Path) -> None:
 
 def test_the_search_table_marks_the_winner(tmp_path: Path) -> None:
     found = rows(search.tables(written(tmp_path, "search-fifty.json"))["all"])
-    assert [row[-1] for row in found[1:]] == ["too slow", "the cheapest that serves", "serves"]
+    assert found[0][0] == "50 requests/s within p99 100 ms: 12 of 48 settings measured"
+    assert [row[-2:] for row in found[1:]] == [
+        ["99.80%", "too slow"],
+        ["99.80%", "the cheapest that serves"],
+        ["99.80%", "serves"],
+    ]
     assert rows(search.tables(written(tmp_path, "search-fifty.json", winner=None))["all"])[2][-1] == "serves"
 
 
@@ -272,7 +282,7 @@ def test_a_wrong_type_anywhere_is_an_error_that_names_the_file(tmp_path: Path, n
 
 @pytest.mark.parametrize("name", ["peer.json", "engines.txt", "notes.json", "load.json"])
 def test_an_unknown_file_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UsageError, match=rf"{name} is no measurement that is known here: peers\.json, engines\.json"):
+    with pytest.raises(UsageError, match=rf"{name} is no measurement that is known here: peers\.json, peers-amx\.json, "):
         kind_of(tmp_path / name)
 
 
@@ -307,11 +317,17 @@ def test_what_is_there_becomes_sections_and_the_rest_is_missing(tmp_path: Path) 
     assert len(found) + len(missing) == len(KINDS)
 
 
+def test_another_machine_has_a_section_of_its_own(tmp_path: Path) -> None:
+    for name in ("peers.json", "peers-amx.json"):
+        write_json(tmp_path / name, made.peers_file())
+    assert [section.name for section in sections(tmp_path)[0]] == ["Peers", "Peers, amx"]
+
+
 def test_a_part_of_a_files_tables_can_be_named(tmp_path: Path) -> None:
     path = written(tmp_path, "peers.json")
     assert tables_of(path, "goals") == peers.tables(path)["goals"]
-    assert tables_of(path).count("\n\n") == 4
-    with pytest.raises(UsageError, match="has no table 'goal'; it has goals, servers, open, alone, versions"):
+    assert tables_of(path).count("\n\n") == 5
+    with pytest.raises(UsageError, match="has no table 'goal'; it has goals, servers, open, alone, versions, failed"):
         tables_of(path, "goal")
 
 
