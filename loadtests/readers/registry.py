@@ -37,9 +37,12 @@ def _single(section: Callable[[Path], Section]) -> Callable[[list[Path]], Sectio
 
 def _elsewhere(section: Callable[[Path], Section]) -> Callable[[list[Path]], Section]:
     """The same measurement on a machine of another kind: NAME-KIND.json has a section of its own."""
-    return lambda paths: dataclasses.replace(
-        found := section(paths[0]), name=f"{found.name}, {paths[0].stem.partition('-')[2]}"
-    )
+
+    def named(paths: list[Path]) -> Section:
+        found = section(paths[0])
+        return dataclasses.replace(found, name=f"{found.name}, {paths[0].stem.partition('-')[2]}")
+
+    return named
 
 
 def _flat(name: str, words: str) -> Callable[[list[Path]], Section]:
