@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from loadtests.peers.duel import take_pairs
 from loadtests.peers.servers import cut_texts
 
 STUB = Path(__file__).with_name("stub_peer.py")
+few_alone = partial(measure_alone, count=50)
 
 
 def stub(name: str, label: str, *mode: str) -> Peer:
@@ -39,8 +41,10 @@ def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Few loads; the stubs in place of the catalogue, in this environment."""
     monkeypatch.setattr(measure, "USERS", (1,))
     monkeypatch.setattr(measure, "SHARES", (0.8,))
+    monkeypatch.setattr(measure, "ANSWERS", 10)  # a load would go on until it had 130
     monkeypatch.setattr(duel, "PAIRS", 2)
     monkeypatch.setattr(session, "TURNS", 1)
+    monkeypatch.setattr(session, "measure_alone", few_alone)
     monkeypatch.setattr(session, "interpreter", lambda name, folder: Path(sys.executable))
 
     def use(*peers: Peer) -> None:
@@ -95,23 +99,19 @@ def test_a_comparison_is_measured_and_continued(
     assert before != b"" and "round 1" not in capsys.readouterr().err
 
 
-def test_what_fails_of_ours_is_written_down_and_measured_by_the_next_call(
+def test_a_duel_that_fails_is_written_down_and_made_by_the_next_call(
     short: Callable[..., None], options: Peers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short(stub("one", "animal"))
 
-    def lost(*_: object) -> None:
-        raise Unavailable("connection lost")
+    def pairs(title: str, *_: object) -> list[duel.Pair]:
+        if "one" in title:
+            raise Unavailable("connection lost")
+        return []
 
-    monkeypatch.setattr(session, "measure_alone", lost)
-    with pytest.raises(Failure, match="not measured:\n  ours: Unavailable: connection lost"):
-        command.main(options)
-    found = read_json(options.output)
-    assert set(found["rounds"]["1"]) == {"one"} and set(found["failed"]) == {"ours"}
-    monkeypatch.setattr(session, "measure_alone", measure_alone)
-    monkeypatch.setattr(session, "take_pairs", lambda title, *_: lost() if "one" in title else [])
+    monkeypatch.setattr(session, "take_pairs", pairs)
     with pytest.raises(Failure, match="not measured:\n  one: Unavailable: connection lost"):
-        command.main(dataclasses.replace(options, only=("ours",)))
+        command.main(options)
     found = read_json(options.output)
     assert found["rounds"]["1"]["ours"]["duels"] == {} and set(found["failed"]) == {"one"}
     monkeypatch.setattr(session, "take_pairs", take_pairs)
