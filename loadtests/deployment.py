@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +21,9 @@ from contract.command import Failure, UsageError
 from contract.files import write_bytes
 from contract.tensors import BUCKET_LENGTHS, CLASSIFIER, ENGINE, STEPS, TOKENIZER
 from loadtests.operator import STATE_FILE, Operator, read_operator
+from loadtests.peers.process import running
 
-START_TIMEOUT_S, STOP_TIMEOUT_S = 180.0, 60.0
-POLL_S = 0.05
+START_TIMEOUT_S = 180.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,26 +134,11 @@ def served(repository: Path) -> Iterator[Operator]:
     """A server over the deployment for as long as the block lasts. Raises NotStartedError with its last words."""
     ports = [word for name in ("grpc", "http", "metrics") for word in (f"--{name}-port", "0")]
     command = [sys.executable, "-m", "serving", "--repository", str(repository), *ports]
-    log = repository.with_name(repository.name + ".serving.log")
-    (repository / STATE_FILE).unlink(missing_ok=True)
-    with log.open("w", encoding="utf-8") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
-    try:
-        _wait_until_served(process, repository, log)
-        yield read_operator(repository)
-    finally:
-        process.send_signal(signal.SIGTERM)
+    state = repository / STATE_FILE
+    state.unlink(missing_ok=True)
+    with running(command, os.environ, repository.with_name(repository.name + ".serving.log"), Path.cwd()) as process:
         try:
-            process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _wait_until_served(process: subprocess.Popen[bytes], repository: Path, log: Path) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while not (repository / STATE_FILE).exists():
-        if process.poll() is not None or time.monotonic() > deadline:
-            said = log.read_text(encoding="utf-8").strip()
-            raise NotStartedError(f"the server over {repository} did not start: {said}")
-        time.sleep(POLL_S)
+            process.wait_until(state.exists, timeout_s=START_TIMEOUT_S)  # written once a text was answered
+        except Failure as error:
+            raise NotStartedError(f"the server over {repository} did not start: {process.last_lines()}") from error
+        yield read_operator(repository)

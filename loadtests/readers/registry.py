@@ -27,84 +27,90 @@ class Kind:
     """Makes it."""
     tables: Tables
     """Markdown by name, of one file."""
-    section: Callable[[list[Path]], Section]
-    """Of all its files together."""
+    sections: Callable[[list[Path]], list[Section]]
+    """Of all its files."""
 
 
-def _single(section: Callable[[Path], Section]) -> Callable[[list[Path]], Section]:
-    return lambda paths: section(paths[0])
+def _single(section: Callable[[Path], Section]) -> Callable[[list[Path]], list[Section]]:
+    return lambda paths: [section(path) for path in paths]
 
 
-def _elsewhere(section: Callable[[Path], Section]) -> Callable[[list[Path]], Section]:
-    """The same measurement on a machine of another kind: NAME-KIND.json has a section of its own."""
-
-    def named(paths: list[Path]) -> Section:
-        found = section(paths[0])
-        return dataclasses.replace(found, name=f"{found.name}, {paths[0].stem.partition('-')[2]}")
-
-    return named
+def _together(section: Callable[[list[Path]], Section]) -> Callable[[list[Path]], list[Section]]:
+    return lambda paths: [section(paths)]
 
 
-def _flat(name: str, words: str) -> Callable[[list[Path]], Section]:
+def _elsewhere(section: Callable[[Path], Section]) -> Callable[[list[Path]], list[Section]]:
+    """The same measurement on other machines: each NAME-MACHINE.json has a section of its own."""
+
+    def named(path: Path) -> Section:
+        found = section(path)
+        return dataclasses.replace(found, name=f"{found.name}, {path.stem.partition('-')[2]}")
+
+    return _single(named)
+
+
+def _flat(name: str, words: str) -> Callable[[list[Path]], list[Section]]:
     return _single(functools.partial(flat.section, name=name, words=words))
 
 
 KINDS = (
-    Kind(pattern="peers.json", command="make bench-peers", tables=peers.tables, section=_single(peers.section)),
+    Kind(pattern="peers.json", command="make bench-peers", tables=peers.tables, sections=_single(peers.section)),
     Kind(
-        pattern="peers-amx.json",
-        command="python -m loadtests.peers build/merged --output docs/measurements/peers-amx.json, on a processor with AMX",
+        pattern="peers-*.json",
+        command="python -m loadtests.peers build/merged --output docs/measurements/peers-MACHINE.json",
         tables=peers.tables,
-        section=_elsewhere(peers.section),
+        sections=_elsewhere(peers.section),
     ),
-    Kind(pattern="engines.json", command="make bench-engines", tables=engines.tables, section=_single(engines.section)),
+    Kind(pattern="engines.json", command="make bench-engines", tables=engines.tables, sections=_single(engines.section)),
     Kind(
-        pattern="engines-amx.json",
-        command="python -m builders.bench build/merged --output docs/measurements/engines-amx.json, on a processor with AMX",
+        pattern="engines-*.json",
+        command="python -m builders.bench build/merged --output docs/measurements/engines-MACHINE.json",
         tables=engines.tables,
-        section=_elsewhere(engines.section),
+        sections=_elsewhere(engines.section),
     ),
-    Kind(pattern="int8.json", command="python -m builders.paired", tables=paired.tables, section=_single(paired.section)),
+    Kind(pattern="int8.json", command="python -m builders.paired", tables=paired.tables, sections=_single(paired.section)),
     Kind(
         pattern="load-*.json",
         command="python -m loadtests.run SCENARIO --output docs/measurements/load-NAME.json",
         tables=load.tables,
-        section=load.section,
+        sections=_together(load.section),
     ),
-    Kind(pattern="search-*.json", command="python -m loadtests.search", tables=search.tables, section=search.section),
+    Kind(
+        pattern="search-*.json", command="python -m loadtests.search", tables=search.tables, sections=_together(search.section)
+    ),
     Kind(
         pattern="chaos-swap.json",
         command="python -m tests.serving.chaos_swap",
         tables=swap.tables,
-        section=_single(swap.section),
+        sections=_single(swap.section),
     ),
     Kind(
         pattern="chaos-swap-tiny.json",
         command="make chaos-swap SWAPS=1000 TINY=1",
         tables=swap.tables,
-        section=_single(swap.section),
+        sections=_single(swap.section),
     ),
     Kind(
         pattern="chaos-kill.json",
         command="python -m tests.serving.chaos_kill",
         tables=flat.tables,
-        section=_flat("Kills", "Processes of a server under traffic are killed, one after the other."),
+        sections=_flat("Kills", "Processes of a server under traffic are killed, one after the other."),
     ),
     Kind(
         pattern="overload.json",
         command="python -m tests.serving.overload",
         tables=overload.tables,
-        section=_single(overload.section),
+        sections=_single(overload.section),
     ),
     Kind(
         pattern="soak.json",
         command="python -m tests.serving.soak",
         tables=flat.tables,
-        section=_flat("Soak", "One server under load for a long time: does anything grow?"),
+        sections=_flat("Soak", "One server under load for a long time: does anything grow?"),
     ),
-    Kind(pattern="training.json", command="make bench-train", tables=training.tables, section=_single(training.section)),
-    Kind(pattern="quality", command="python -m training.quality", tables=quality.tables, section=_single(quality.section)),
-    Kind(pattern="demo-*.json", command="make demo", tables=demo.tables, section=demo.section),
+    Kind(pattern="training.json", command="make bench-train", tables=training.tables, sections=_single(training.section)),
+    Kind(pattern="quality", command="python -m training.quality", tables=quality.tables, sections=_single(quality.section)),
+    Kind(pattern="demo-*.json", command="make demo", tables=demo.tables, sections=_together(demo.section)),
 )
 
 
@@ -142,6 +148,6 @@ def sections(folder: Path) -> tuple[list[Section], list[Kind]]:
         if path.suffix == ".json" or path.is_dir():
             present.setdefault(kind_of(path).pattern, []).append(path)
     return (
-        [kind.section(present[kind.pattern]) for kind in KINDS if kind.pattern in present],
+        [section for kind in KINDS if kind.pattern in present for section in kind.sections(present[kind.pattern])],
         [kind for kind in KINDS if kind.pattern not in present],
     )

@@ -17,7 +17,7 @@ from contract.command import Failure, UsageError
 from contract.files import read_json
 from loadtests.alone import measure_alone
 from loadtests.peers import __main__ as command
-from loadtests.peers import duel, measure, session
+from loadtests.peers import duel, goals, measure, session
 from loadtests.peers.__main__ import Peers
 from loadtests.peers.catalogue import Launch, Peer
 from loadtests.peers.duel import take_pairs
@@ -42,6 +42,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     monkeypatch.setattr(measure, "USERS", (1,))
     monkeypatch.setattr(measure, "SHARES", (0.8,))
     monkeypatch.setattr(measure, "ANSWERS", 10)  # a load would go on until it had 130
+    monkeypatch.setattr(goals, "MIN_REQUESTS", 1)  # loads of a second may have fewer than 100
     monkeypatch.setattr(duel, "PAIRS", 2)
     monkeypatch.setattr(session, "TURNS", 1)
     monkeypatch.setattr(session, "measure_alone", few_alone)
@@ -89,8 +90,7 @@ def test_a_comparison_is_measured_and_continued(
         assert alone["total"] > alone["engine compute"] > 0 and alone["total"] > alone["tokenizer compute"] > 0
     pairs = [*ours["bare"], *ours["duels"]["one"]["saturated"], *ours["duels"]["one"]["alone"]]
     assert len(pairs) == 6 and all(min(pair[side]["requests_per_s"] for side in pair) > 0 for pair in pairs)
-    unknown = {goal["goal"] for goal in found["goals"] if goal["met"] is None}
-    assert unknown <= {"p99 at 80 % of the peer's peak, the hardest peer"}  # loads of a second may have too few requests
+    assert [goal["met"] for goal in found["goals"]].count(None) == 0
     assert "BERT on Triton (ours)" in capsys.readouterr().out
     before = options.output.read_bytes()
     short(stub("one", "animal"))
